@@ -1,0 +1,41 @@
+# consilience: `make demo` runs the quick study, `make test` the tests, `make lint` the checks.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint env clean
+
+demo: $(VENV)/.installed
+	$(BIN)/consilience study --preset quick --out runs/demo
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+env: $(VENV)/.installed-test $(VENV)/.installed-lint
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first: its pinned build is then kept by everything that depends on it.
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP_INSTALL) "$(shell grep -m1 '^torch==' constraints.txt)"
+	$(PIP_INSTALL) -e .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP_INSTALL) -e ".[test]"
+	touch $@
+
+$(VENV)/.installed-lint: $(VENV)/.installed
+	$(PIP_INSTALL) -e ".[lint]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist runs

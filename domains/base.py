@@ -1,0 +1,95 @@
+"""What every science offers: a reader, bundled data, tasks, a classical baseline, writers and one figure."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from consilience.core.records import Collection
+from consilience.core.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from consilience.core.model import Embedding, FoundationModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Something to read out of frozen embeddings.
+
+    Args:
+        name: for people, with its unit where it has one ("redshift", "logP").
+        label: the column of `Collection.labels` that holds the truth.
+        kind: classification (accuracy, macro F1) or regression (R2, mean absolute error).
+    """
+
+    name: str
+    label: str
+    kind: Literal["classification", "regression"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickPreset:
+    """What `study --preset quick` does with this science's bundled data.
+
+    Args:
+        objectives: the objectives compared, in the order of the table.
+        records: at most this many records, drawn with a fixed seed; None = all.
+        tokenizer: options of the tokenizer.
+        tasks: names of the tasks shown; empty = the first.
+    """
+
+    objectives: tuple[str, ...]
+    records: int | None = None
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
+
+
+class Domain(ABC):
+    """A science. One instance per science stands in `domains/<science>/domain.py` as DOMAIN."""
+
+    name: ClassVar[str]
+    tokenizer: ClassVar[type[Tokenizer[Any]]]
+    suffixes: ClassVar[tuple[str, ...]]
+    quick: ClassVar[QuickPreset]
+
+    @abstractmethod
+    def bundled(self) -> Collection:
+        """The data that ships inside a dependency."""
+
+    @abstractmethod
+    def read(self, path: Path, **options: Any) -> Collection:
+        """Records of a user's file. Raises ConsilienceError naming the file; bad rows go to `failures`."""
+
+    @abstractmethod
+    def tasks(self, collection: Collection) -> list[Task]:
+        """The tasks whose labels this collection has, best known first."""
+
+    @abstractmethod
+    def baseline(self, collection: Collection, train: np.ndarray) -> tuple[str, np.ndarray]:
+        """The science's classical representation: (its name, (n, d) float features of all records).
+
+        Whatever it fits (a PCA, a choice of genes) is fitted on the records at the indices `train` alone.
+        """
+
+    @abstractmethod
+    def write_records(self, records: Any, path: Path, columns: Mapping[str, Any] | None = None) -> None:
+        """Write generated records in a format of this science's community, chosen by the file ending."""
+
+    @abstractmethod
+    def write_embedding(self, collection: Collection, embedding: "Embedding", path: Path) -> None:
+        """Write an embedding beside its ids: `.h5ad` with `.obsm["X_consilience"]` for cells, else parquet."""
+
+    @abstractmethod
+    def figure(self, models: "Mapping[str, FoundationModel]", collection: Collection, test: np.ndarray) -> "Figure":
+        """One matplotlib figure that a scientist of this field would look at.
+
+        Args:
+            models: objective name -> a model pre-trained with it on the training rows.
+            collection: the whole collection.
+            test: indices of held-out records; only these may be shown as results.
+        """
