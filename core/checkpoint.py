@@ -1,0 +1,187 @@
+"""A saved model is a folder: `model.safetensors`, `config.json` and a model card. No pickle anywhere.
+
+`config.json` holds the size of the core, the state of every tokenizer, the objective, versions and where the data
+came from, so that a folder needs nothing beside it.
+"""
+
+import json
+import os
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from consilience.core.errors import ConsilienceError
+from consilience.core.objectives.base import Objective
+from consilience.core.references import load_class, reference_of
+from consilience.core.tokenizer import Tokenizer
+from consilience.core.transformer import CoreConfig
+
+if TYPE_CHECKING:
+    from consilience.core.model import FoundationModel
+
+FORMAT = 1
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+Model = TypeVar("Model", bound="FoundationModel")
+
+
+def save_model(model: "FoundationModel", folder: Path) -> Path:
+    """Write the model; each file is replaced in one step, so that a crash leaves the old one whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / f"{WEIGHTS}.part", metadata={"format": "pt"})
+    os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
+    _write(folder / CONFIG, json.dumps(describe_model(model), indent=1))
+    _write(folder / CARD, model_card(model))
+    return folder
+
+
+def describe_model(model: "FoundationModel") -> dict[str, Any]:
+    """What `config.json` holds."""
+    return {
+        "format": FORMAT,
+        "core": asdict(model.core_config),
+        "objective": {"class": reference_of(type(model.objective)), "options": asdict(model.objective)},
+        "domains": {
+            name: {"tokenizer": reference_of(type(tokenizer)), "state": tokenizer.state()}
+            for name, tokenizer in model.tokenizers.items()
+        },
+        "versions": {name: metadata.version(name) for name in ("torch", "numpy", "safetensors")}
+        | {"consilience": _own_version()},
+        "provenance": model.provenance,
+    }
+
+
+def load_model(cls: type[Model], folder: Path, *, device: str = "cpu") -> Model:
+    """Read a model written by `save_model`; ConsilienceError says what is missing, truncated or foreign."""
+    config = read_config(folder)
+    try:
+        core = CoreConfig(**config["core"])
+        objective = load_class(config["objective"]["class"], Objective)(**config["objective"]["options"])
+        tokenizers = {
+            name: load_class(entry["tokenizer"], Tokenizer).from_state(entry["state"])  # type: ignore[type-abstract]
+            for name, entry in config["domains"].items()
+        }
+    except (KeyError, TypeError) as error:
+        raise ConsilienceError(f"{folder / CONFIG} is not a consilience model of this version: {error!r}") from error
+    model = cls(core, tokenizers, objective, config.get("provenance"))
+    model.load_state_dict(read_weights(folder, model.state_dict()))
+    return model.to(device).eval()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a model folder."""
+    if not folder.is_dir():
+        raise ConsilienceError(f"no model at {folder}: give the folder that `consilience train --out` wrote")
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ConsilienceError(f"{folder} holds no {CONFIG}: it is not a consilience model, or its training was cut off")
+    try:
+        config = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConsilienceError(f"{path} is truncated or not JSON ({error}); save the model again") from error
+    if not isinstance(config, dict) or "core" not in config or "domains" not in config:
+        raise ConsilienceError(f"{path} belongs to another library: it has no 'core' and 'domains'")
+    if config.get("format") != FORMAT:
+        raise ConsilienceError(
+            f"{path} has format {config.get('format')}, this version of consilience reads format {FORMAT}"
+        )
+    return config
+
+
+def read_weights(folder: Path, expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`model.safetensors` of a model folder, checked against the names and shapes expected."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise ConsilienceError(f"{folder} holds no {WEIGHTS}: copy the whole folder, or train again")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ConsilienceError(f"{path} is truncated or not a safetensors file ({error})") from error
+    missing, foreign = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    if missing or foreign:
+        raise ConsilienceError(
+            f"{path} does not fit {CONFIG}: {len(missing)} weights missing {missing[:2]}, "
+            f"{len(foreign)} unknown {foreign[:2]}"
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise ConsilienceError(
+                f"{path}: weight '{name}' is {tuple(tensor.shape)}, config.json asks for {tuple(expected[name].shape)}"
+            )
+    return tensors
+
+
+def take_core(model: "FoundationModel", folder: Path) -> None:
+    """Start the core of a model from the core saved in another folder (`--init-core`), whatever its science."""
+    saved = CoreConfig(**read_config(folder)["core"])
+    ours = model.core_config
+    for name in ("width", "depth", "heads", "mlp", "mlp_ratio"):
+        if getattr(saved, name) != getattr(ours, name):
+            raise ConsilienceError(
+                f"the core in {folder} has {name} {getattr(saved, name)}, this one {getattr(ours, name)}; "
+                f"train with the same size to take it over"
+            )
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise ConsilienceError(f"{folder} holds no {WEIGHTS}")
+    core = {name.removeprefix("core."): t for name, t in load_file(path).items() if name.startswith("core.")}
+    model.core.load_state_dict(core)
+
+
+def model_card(model: "FoundationModel") -> str:
+    """A short model card in Markdown with the metadata that the Hugging Face Hub reads."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    trunk = sum(parameter.numel() for parameter in model.core.parameters())
+    sciences = ", ".join(model.domains)
+    lines = [
+        "---",
+        "library_name: consilience",
+        "license: bsd-3-clause",
+        f"tags: [{', '.join(['consilience', model.objective.name, *model.domains])}]",
+        "---",
+        f"# {sciences}: {model.objective.name}",
+        "",
+        f"A transformer with {count:,} parameters ({trunk:,} in the shared core) pre-trained on {sciences} "
+        f"with the objective `{model.objective.name}`.",
+        "",
+        "```python",
+        "import consilience",
+        "model = consilience.load('THIS_FOLDER')",
+        "vectors = model.embed(records).vectors",
+        "```",
+        "",
+        "## Trained on",
+        "",
+    ]
+    for key, value in model.provenance.items():
+        lines.append(f"- {key}: {value}")
+    return "\n".join(lines) + "\n"
+
+
+def fetch_model(model_id: str, options: dict[str, Any]) -> Path:
+    """A local folder as it is, or the files of a Hugging Face Hub repository downloaded to its cache."""
+    if Path(model_id).is_dir():
+        return Path(model_id)
+    from huggingface_hub import snapshot_download
+
+    known = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+    chosen = {name: options[name] for name in known if options.get(name) is not None}
+    return Path(snapshot_download(model_id, allow_patterns=[WEIGHTS, CONFIG, CARD], **chosen))
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("consilience")
+    except metadata.PackageNotFoundError:
+        return "unknown"

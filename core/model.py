@@ -1,0 +1,380 @@
+"""FoundationModel: embedders and heads per science around one core, trained with one objective."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from huggingface_hub import ModelHubMixin
+from torch import Tensor, nn
+
+from consilience.core.attention import Layout, Pattern
+from consilience.core.batch import TokenBatch, TokenSpec
+from consilience.core.embedding import PairBias, TokenEmbedder
+from consilience.core.errors import ConsilienceError
+from consilience.core.likelihoods import Field, Likelihood
+from consilience.core.objectives.base import Objective
+from consilience.core.records import Failure
+from consilience.core.tokenizer import Tokenizer
+from consilience.core.transformer import CoreConfig, CoreInput, KeyValueCache, States, Transformer
+from consilience.core.view import Loss, View
+
+Pool = Literal["mean", "last", "first"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """Vectors of records.
+
+    Args:
+        vectors: (n, D) float32.
+        ids: (n,) ids of the embedded records.
+        index: (n,) their places in the input.
+        failures: records that could not be read, with reasons; they have no row in `vectors`.
+    """
+
+    vectors: np.ndarray
+    ids: np.ndarray
+    index: np.ndarray
+    failures: tuple[Failure, ...] = ()
+
+
+class Port(nn.Module):
+    """How one science enters and leaves the core: its embedder and its heads."""
+
+    def __init__(self, spec: TokenSpec, core: CoreConfig, objective: Objective) -> None:
+        super().__init__()
+        self.spec = spec
+        self.likelihoods = objective.likelihoods(spec)
+        self.embed = TokenEmbedder(spec, core)
+        self.heads = nn.ModuleDict(
+            {f"{name}_head": nn.Linear(core.width, likelihood.parameters) for name, likelihood in self.likelihoods.items()}
+        )
+        for head in self.heads.values():
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+        self.pair_bias = PairBias(spec, core.heads) if spec.pairwise_bias else None
+
+    def predict(self, states: Tensor) -> dict[Field, Tensor]:
+        """(..., D) -> parameters of each likelihood (..., parameters)."""
+        return {name: self.heads[f"{name}_head"](states) for name in self.likelihoods}
+
+
+class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", license="bsd-3-clause"):  # type: ignore[misc, call-arg]
+    """One transformer core with an embedder and heads for each science it knows.
+
+    Args:
+        core: size of the transformer.
+        tokenizers: science -> fitted tokenizer.
+        objective: what it is trained with; fixes the heads and the sampler.
+        provenance: what it was trained on and with (saved beside the weights).
+    """
+
+    def __init__(
+        self,
+        core: CoreConfig,
+        tokenizers: Mapping[str, Tokenizer[Any]],
+        objective: Objective,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not tokenizers:
+            raise ConsilienceError("a model needs at least one science")
+        self.core_config = core
+        self.tokenizers = dict(tokenizers)
+        self.objective = objective
+        self.provenance = dict(provenance or {})
+        self.core = Transformer(core)
+        self.ports = nn.ModuleDict({name: Port(t.spec, core, objective) for name, t in tokenizers.items()})
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The sciences it knows."""
+        return tuple(self.tokenizers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return next(self.parameters()).device
+
+    def domain_of(self, name: str | None) -> str:
+        """The named science, or the only one."""
+        if name is None:
+            if len(self.domains) > 1:
+                raise ConsilienceError(f"this model knows {', '.join(self.domains)}: say which one with domain=")
+            return self.domains[0]
+        if name not in self.tokenizers:
+            raise ConsilienceError(f"this model knows {', '.join(self.domains)}, not '{name}'")
+        return name
+
+    def forward(
+        self,
+        views: Mapping[str, View],
+        *,
+        layers: bool = False,
+        attention: bool = False,
+        cache: KeyValueCache | None = None,
+    ) -> States:
+        """States of all modalities of each sample, side by side in the order of `views`. (B, M1 + M2 + ..., D)."""
+        return self.core(
+            self._core_input(views), layers=layers, attention=attention, cache=cache
+        )
+
+    def _core_input(self, views: Mapping[str, View]) -> CoreInput:
+        ports = [self._port(name) for name in views]
+        parts = list(views.values())
+        rows = torch.cat([port.embed(view) for port, view in zip(ports, parts)], dim=1)
+        real = torch.cat([view.tokens.real for view in parts], dim=1)
+        turns = [port.embed.angles(view) for port, view in zip(ports, parts)]
+        widths = [view.tokens.width for view in parts]
+        angles = _join_angles([keys for keys, _ in turns], widths, rows, self.core_config.head_width)
+        asked = [keys if queries is None else queries for keys, queries in turns]
+        differ = any(queries is not None for _, queries in turns)
+        query_angles = _join_angles(asked, widths, rows, self.core_config.head_width) if differ else None
+        time, time_index = _join_times(parts)
+        biases = [None if port.pair_bias is None else port.pair_bias(view) for port, view in zip(ports, parts)]
+        return CoreInput(
+            rows=rows,
+            layout=Layout(real, _join_patterns([view.pattern for view in parts])),
+            time=time.to(rows.dtype),
+            time_index=time_index,
+            angles=angles,
+            query_angles=query_angles,
+            bias=_join_biases(biases, widths, rows, self.core_config.heads),
+        )
+
+    def _port(self, name: str) -> Port:
+        port = self.ports[self.domain_of(name)]
+        assert isinstance(port, Port)
+        return port
+
+    def loss(self, batches: Mapping[str, TokenBatch], generator: torch.Generator) -> dict[str, Loss]:
+        """The training loss of each modality of one batch of samples."""
+        drawn = {
+            name: self.objective.view(tokens, self._port(name).spec, generator) for name, tokens in batches.items()
+        }
+        states = self.forward({name: view for name, (view, _) in drawn.items()}).final
+        losses, first = {}, 0
+        for name, (view, targets) in drawn.items():
+            own = states[:, first : first + view.tokens.width]
+            first += view.tokens.width
+            port = self._port(name)
+            parameters = port.predict(own[targets.scored])
+            losses[name] = self.objective.loss(port.likelihoods, parameters, targets.select())
+        return losses
+
+    def predictor(self, domain: str | None = None) -> "DomainPredictor":
+        """The model seen through one science, for samplers and likelihoods."""
+        return DomainPredictor(self, self.domain_of(domain))
+
+    @torch.no_grad()
+    def evaluate(
+        self, tokens: TokenBatch, *, domain: str | None = None, seed: int = 0, draws: int = 1
+    ) -> Loss:
+        """The held-out loss of the strongest kind that the objective can claim."""
+        self.eval()
+        generator = torch.Generator().manual_seed(seed)
+        return self.objective.evaluate(self.predictor(domain), tokens.to(self.device), generator, draws=draws)
+
+    def embed(
+        self,
+        records: Any,
+        *,
+        domain: str | None = None,
+        ids: Sequence[str] | np.ndarray | None = None,
+        layer: int = -1,
+        pool: Pool = "mean",
+        batch_size: int = 64,
+    ) -> Embedding:
+        """Vectors of records: deterministic, whatever the batch size, the order and the neighbours.
+
+        Args:
+            records: as the science's tokenizer takes them.
+            domain: the science; may be left out when the model knows one.
+            ids: one id a record, for the result and for messages; default: the place in the input.
+            layer: -1 the final normalised state, 0 the embedding, 1..L after that block.
+            pool: mean over tokens, or the first or last token.
+            batch_size: records at a time; changes speed and memory only.
+        """
+        from consilience.core.embed import embed_records
+
+        return embed_records(
+            self, records, self.domain_of(domain), ids=ids, layer=layer, pool=pool, batch_size=batch_size
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        n: int,
+        *,
+        domain: str | None = None,
+        seed: int = 0,
+        batch_size: int = 256,
+        **options: Any,
+    ) -> Any:
+        """n new records.
+
+        Args:
+            n: how many.
+            domain: the science; may be left out when the model knows one.
+            seed: of all randomness.
+            batch_size: records at a time.
+            options: of the objective's sampler: steps, temperature, mean.
+        """
+        if n < 1:
+            raise ConsilienceError(f"n must be at least 1, not {n}")
+        tokens = self.generate_tokens(n, domain=domain, seed=seed, batch_size=batch_size, **options)
+        return self.tokenizers[self.domain_of(domain)].decode(tokens)
+
+    @torch.no_grad()
+    def generate_tokens(
+        self, n: int, *, domain: str | None = None, seed: int = 0, batch_size: int = 256, **options: Any
+    ) -> TokenBatch:
+        """n new samples as tokens; see `generate`."""
+        self.eval()
+        name = self.domain_of(domain)
+        tokenizer = self.tokenizers[name]
+        generator = torch.Generator().manual_seed(seed)
+        done = []
+        for start in range(0, n, batch_size):
+            count = min(batch_size, n - start)
+            template = tokenizer.template(count, generator=generator, objective=self.objective.name)
+            hidden = template.real & ~template.is_given
+            filled = self.objective.sample(
+                self.predictor(name),
+                template.to(self.device),
+                hidden.to(self.device),
+                generator,
+                end_id=tokenizer.end_id,
+                **options,
+            )
+            done.append(filled.to("cpu"))
+        return TokenBatch.concatenate(done)
+
+    @torch.no_grad()
+    def fill(
+        self,
+        tokens: TokenBatch,
+        hidden: Tensor,
+        *,
+        domain: str | None = None,
+        seed: int = 0,
+        steps: int | None = None,
+        mean: bool = False,
+        temperature: float = 1.0,
+    ) -> TokenBatch:
+        """The tokens with the content of the hidden ones generated from the others (infilling).
+
+        A next-token model looks back only: what stands after a hidden token in its order does not inform it.
+        """
+        self.eval()
+        filled = self.objective.sample(
+            self.predictor(domain),
+            tokens.to(self.device),
+            hidden.to(self.device),
+            torch.Generator().manual_seed(seed),
+            steps=steps,
+            temperature=temperature,
+            mean=mean,
+        )
+        return filled.to("cpu")
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `model.safetensors`, `config.json` and a model card; see `core.checkpoint`."""
+        from consilience.core.checkpoint import save_model
+
+        return save_model(self, Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str = "cpu") -> Self:
+        """A saved model, ready to embed and generate without any other file."""
+        from consilience.core.checkpoint import load_model
+
+        return load_model(cls, Path(folder), device=device)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.save(save_directory)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:  # type: ignore[override]
+        from consilience.core.checkpoint import fetch_model
+
+        return cls.load(fetch_model(model_id, options))
+
+
+@dataclass(frozen=True)
+class DomainPredictor:
+    """A model seen through one science; see `core.objectives.base.Predictor`."""
+
+    model: FoundationModel
+    domain: str
+
+    @property
+    def port(self) -> Port:
+        """The embedder and heads of the science."""
+        return self.model._port(self.domain)
+
+    @property
+    def spec(self) -> TokenSpec:
+        """The tokens of the science."""
+        return self.port.spec
+
+    @property
+    def likelihoods(self) -> dict[Field, Likelihood]:
+        """The likelihood of each field."""
+        return self.port.likelihoods
+
+    def __call__(self, view: View, *, cache: KeyValueCache | None = None) -> dict[Field, Tensor]:
+        """Parameters of each likelihood for every row."""
+        return self.port.predict(self.model.forward({self.domain: view}, cache=cache).final)
+
+    def new_cache(self, batch: int, rows: int) -> KeyValueCache:
+        """An empty key-value cache."""
+        return KeyValueCache(self.model.core_config, batch, rows, next(self.model.parameters()))
+
+
+def _join_angles(parts: list[Tensor | None], widths: list[int], like: Tensor, head_width: int) -> Tensor | None:
+    """Angles side by side; modalities without positions do not turn."""
+    if all(part is None for part in parts):
+        return None
+    planes = head_width // 2
+    zero = [torch.zeros(like.shape[0], n, planes, device=like.device) for n in widths]
+    return torch.cat([blank if part is None else part for part, blank in zip(parts, zero)], dim=1)
+
+
+def _join_times(views: list[View]) -> tuple[Tensor, Tensor | None]:
+    if len(views) == 1:
+        return views[0].time, views[0].time_index
+    indices, first = [], 0
+    for view in views:
+        index = view.time_index if view.time_index is not None else torch.zeros_like(view.hidden, dtype=torch.long)
+        indices.append(index + first)
+        first += int(view.time.shape[0])
+    return torch.cat([view.time for view in views]), torch.cat(indices, dim=1)
+
+
+def _join_patterns(patterns: list[Pattern]) -> Pattern:
+    if len(patterns) == 1:
+        return patterns[0]
+    kinds = {pattern.kind for pattern in patterns}
+    if len(kinds) > 1 or "block" in kinds:
+        raise ConsilienceError("modalities of one sample must share the pattern of attention, full or causal")
+    return Pattern(kind=patterns[0].kind)
+
+
+def _join_biases(parts: list[Tensor | None], widths: list[int], like: Tensor, heads: int) -> Tensor | None:
+    """Biases as diagonal blocks; modalities see one another without bias."""
+    if all(part is None for part in parts):
+        return None
+    if len(parts) == 1:
+        return parts[0]
+    total = sum(widths)
+    joined = like.new_zeros(like.shape[0], heads, total, total)
+    first = 0
+    for part, n in zip(parts, widths):
+        if part is not None:
+            joined[:, :, first : first + n, first : first + n] = part
+        first += n
+    return joined

@@ -1,0 +1,144 @@
+"""Next-token: predict each token from those before it in an order, told which token is asked for.
+
+p(x) = prod_i p(x_s(i) | x_s(<i), addresses). Sets and spectra have no next token unless one says whose content
+comes next: every row holds a token's content and address, and the address of the token to predict (the double
+address of sigma-GPT, Pannatier et al. 2024, arXiv:2404.09562). One stream of N rows and a causal mask, in any order.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from consilience.core.attention import Pattern
+from consilience.core.batch import TokenBatch, TokenSpec
+from consilience.core.errors import ConsilienceError
+from consilience.core.objectives.base import Objective, Predictor, predictable, uniform_like
+from consilience.core.view import Targets, View
+
+Order = Literal["natural", "reversed", "random"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextToken(Objective):
+    """Autoregression in a chosen order; the loss is an exact negative log-likelihood.
+
+    Args:
+        order: natural (as the tokenizer lays tokens out), reversed, or random (any-order autoregression, a new
+            order for every sample and step).
+    """
+
+    order: Order = "natural"
+
+    name = "next-token"
+    kind = "exact"
+
+    def __post_init__(self) -> None:
+        if self.order not in ("natural", "reversed", "random"):
+            raise ConsilienceError(f"next-token: unknown order '{self.order}'; known: natural, reversed, random")
+
+    def view(self, tokens: TokenBatch, spec: TokenSpec, generator: torch.Generator) -> tuple[View, Targets]:
+        """Row i holds token i - 1 and asks for token i; the first row is a start mark."""
+        ordered = tokens.permute(self.permutation(tokens, generator))
+        return shifted_view(ordered, spec), Targets(tokens=ordered, scored=predictable(ordered))
+
+    def permutation(self, tokens: TokenBatch, generator: torch.Generator) -> Tensor:
+        """(B, N): given tokens first, then the order, then padding."""
+        n = tokens.width
+        place = torch.arange(n, device=tokens.device).expand(tokens.size, n).float()
+        free = predictable(tokens)
+        if self.order == "reversed":
+            place = torch.where(free, n - place, place)
+        elif self.order == "random":
+            place = torch.where(free, n * uniform_like(free, generator), place)
+        rank = torch.where(tokens.is_given, place - 4 * n, place) + torch.where(tokens.real, 0.0, 4.0 * n)
+        return rank.argsort(dim=1, stable=True)
+
+    def observe(self, tokens: TokenBatch, spec: TokenSpec) -> View:
+        """Start mark, then every token; each row asks for the next one, the last for itself.
+
+        A model of random orders is shown the natural one.
+        """
+        if self.order == "reversed":
+            tokens = tokens.permute(self.permutation(tokens, torch.Generator()))
+        extra = tokens.map(lambda x: x if x.dim() == 1 else torch.cat([x, x[:, -1:]], dim=1))
+        last = (torch.arange(extra.width, device=tokens.device)[None] == tokens.length[:, None])[..., None]
+
+        def close(x: Tensor | None) -> Tensor | None:
+            """Addresses with the row after the last token asking for that token again."""
+            if x is None:
+                return None
+            wide = x if x.dim() == 3 else x[..., None]
+            shifted = torch.cat([wide[:, :1], wide[:, :-1]], dim=1)
+            return torch.where(last, shifted, wide).reshape(x.shape)
+
+        longer = replace(
+            extra,
+            length=tokens.length + 1,
+            address=close(extra.address),
+            positions=close(extra.positions),
+            given=None,
+        )
+        return shifted_view(longer, spec)
+
+    def sample(
+        self,
+        predict: Predictor,
+        template: TokenBatch,
+        hidden: Tensor,
+        generator: torch.Generator,
+        *,
+        steps: int | None = None,
+        temperature: float = 1.0,
+        end_id: int | None = None,
+        mean: bool = False,
+        cached: bool = True,
+    ) -> TokenBatch:
+        """One token after another, with a key-value cache."""
+        from consilience.core.samplers.autoregressive import autoregress
+
+        order = self.permutation(template, generator)
+        done = autoregress(
+            predict,
+            template.permute(order),
+            torch.gather(hidden, 1, order),
+            generator,
+            temperature=temperature,
+            end_id=end_id,
+            mean=mean,
+            cached=cached,
+        )
+        return done.permute(order.argsort(dim=1))
+
+
+def shifted_view(tokens: TokenBatch, spec: TokenSpec) -> View:
+    """The causal view of ordered tokens: row i holds token i - 1 and the address of token i."""
+
+    def shift(x: Tensor | None) -> Tensor | None:
+        return None if x is None else torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], dim=1)
+
+    positions = tokens.positions
+    if positions is not None:
+        # The start mark stands where the first token stands, not at the origin of the coordinates.
+        positions = torch.cat([positions[:, :1], positions[:, :-1]], dim=1)
+    seen = TokenBatch(
+        length=tokens.length,
+        ids=shift(tokens.ids),
+        values=None if tokens.values is None else shift(spec.standardise(tokens.values)),
+        weight=shift(tokens.weight),
+        address=shift(tokens.address),
+        positions=positions,
+        exposure=tokens.exposure,
+    )
+    start = torch.zeros_like(tokens.real)
+    start[:, 0] = True
+    return View(
+        tokens=seen,
+        hidden=start,
+        start=start,
+        time=torch.ones(1, device=tokens.device),
+        pattern=Pattern(kind="causal"),
+        ask_address=tokens.address,
+        ask_positions=tokens.positions,
+    )

@@ -1,0 +1,58 @@
+"""Drawing the content of tokens from predicted parameters, for all samplers."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from consilience.core.batch import TokenBatch
+from consilience.core.likelihoods import Field
+from consilience.core.objectives.base import Predictor
+
+
+def draw(
+    predict: Predictor,
+    tokens: TokenBatch,
+    parameters: Mapping[Field, Tensor],
+    where: Tensor,
+    generator: torch.Generator,
+    *,
+    temperature: float,
+    mean: bool,
+) -> TokenBatch:
+    """The tokens with the content of the rows `where` drawn anew.
+
+    Args:
+        predict: the model, for its likelihoods.
+        tokens: the batch so far, content in original units.
+        parameters: (S, parameters) of the rows in `where`, in row-major order.
+        where: (B, N) bool, S rows.
+        generator: all randomness.
+        temperature: see `Likelihood.sample`.
+        mean: expected content instead of samples.
+    """
+    sample = where.nonzero()[:, 0]
+    exposure = None if tokens.exposure is None else tokens.exposure[sample]
+    changed: dict[str, Any] = {}
+    for field, likelihood in predict.likelihoods.items():
+        if mean:
+            drawn = likelihood.mean(parameters[field], exposure=exposure)
+        else:
+            drawn = likelihood.sample(parameters[field], generator, exposure=exposure, temperature=temperature)
+        old = getattr(tokens, field)
+        assert old is not None, f"the template holds no `{field}` to fill"
+        changed[field] = old.masked_scatter(where if old.dim() == 2 else where[..., None], drawn.to(old.dtype))
+    return replace(tokens, **changed)
+
+
+def cut_at_end(tokens: TokenBatch, end_id: int | None, longest: Tensor) -> TokenBatch:
+    """End every sample at its first end symbol; samples without one keep `longest` (B,) tokens."""
+    if end_id is None or tokens.ids is None:
+        return tokens
+    row = torch.arange(tokens.width, device=tokens.device)[None]
+    ended = (tokens.ids == end_id) & (row < longest[:, None]) & ~tokens.is_given
+    first = torch.where(ended, row, tokens.width).amin(1)
+    length = torch.minimum(first + 1, longest)
+    return replace(tokens, length=length)
