@@ -1,0 +1,1 @@
+"""The shared transformer and everything around it that knows no science."""

@@ -179,9 +179,8 @@ def attend_cached(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     mask = None
     if new > 1:
         mask = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
-    out = F.scaled_dot_product_attention(
-        *(rearrange(x, "b n h d -> b h n d") for x in (q, k, v)), attn_mask=mask
-    )
+    q, k, v = (rearrange(x, "b n h d -> b h n d") for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return rearrange(out, "b h n d -> b n h d")
 
 
@@ -197,9 +196,9 @@ def _choose(q: Tensor, layout: Layout, bias: Tensor | None) -> Kernel:
 def _grouped(q: Tensor, k: Tensor, v: Tensor, layout: Layout, bias: Tensor | None) -> Tensor:
     if layout.dense:
         b, n = layout.real.shape
-        shaped = (rearrange(x, "(b n) h d -> b h n d", b=b) for x in (q, k, v))
+        q, k, v = (rearrange(x, "(b n) h d -> b h n d", b=b) for x in (q, k, v))
         allowed = None if layout.pattern.kind == "full" else layout.pattern.allowed(n, q.device)
-        out = _fused(*shaped, layout.pattern, allowed, bias)
+        out = _fused(q, k, v, layout.pattern, allowed, bias)
         return rearrange(out, "b h n d -> (b n) h d")
     masked = layout.pattern.kind == "block" or (layout.pattern.kind == "causal" and bias is not None)
     allowed = layout.mask() if masked else None
@@ -211,8 +210,8 @@ def _grouped(q: Tensor, k: Tensor, v: Tensor, layout: Layout, bias: Tensor | Non
         columns = layout.index[rows] % layout.real.shape[1]
         part_allowed = None if allowed is None else _select(allowed, samples, columns)
         part_bias = None if bias is None else _select(bias.transpose(0, 1), samples, columns).transpose(0, 1)
-        shaped = (rearrange(x[rows], "g n h d -> g h n d") for x in (q, k, v))
-        piece = _fused(*shaped, layout.pattern, part_allowed, part_bias)
+        q_GHnd, k_GHnd, v_GHnd = (rearrange(x[rows], "g n h d -> g h n d") for x in (q, k, v))
+        piece = _fused(q_GHnd, k_GHnd, v_GHnd, layout.pattern, part_allowed, part_bias)
         pieces.append(rearrange(piece, "g h n d -> (g n) h d"))
         places.append(rows.flatten())
     return out.index_copy(0, torch.cat(places), torch.cat(pieces))
@@ -241,7 +240,7 @@ def _dense_bias(layout: Layout, bias: Tensor | None) -> Tensor:
     return mask if bias is None else bias.masked_fill(~mask, float("-inf"))
 
 
-def _varlen_function():  # type: ignore[no-untyped-def]  # noqa: ANN202 - the signature is PyTorch's
+def _varlen_function():  # type: ignore[no-untyped-def]
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -252,7 +251,9 @@ def _varlen_function():  # type: ignore[no-untyped-def]  # noqa: ANN202 - the si
 def _varlen(q: Tensor, k: Tensor, v: Tensor, layout: Layout, bias: Tensor | None) -> Tensor:
     function = _varlen_function()
     if function is None or bias is not None or layout.pattern.kind == "block":
-        raise ConsilienceError("the kernel 'varlen' needs a recent PyTorch, no bias, and a full or causal pattern")
+        raise ConsilienceError(
+            "the kernel 'varlen' needs a recent PyTorch, no bias, and a full or causal pattern"
+        )
     longest = int(layout.length.max())
     causal = layout.pattern.kind == "causal"
     window = {"window_size": (-1, 0)} if causal else {}

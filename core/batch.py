@@ -72,7 +72,9 @@ class TokenSpec:
         if not 0 <= self.coordinates <= 3:
             raise ConsilienceError(f"{self.name}: coordinates must be 0 to 3, not {self.coordinates}")
         if self.symbols and len(self.symbols) != self.vocabulary:
-            raise ConsilienceError(f"{self.name}: {len(self.symbols)} symbols for a vocabulary of {self.vocabulary}")
+            raise ConsilienceError(
+                f"{self.name}: {len(self.symbols)} symbols for a vocabulary of {self.vocabulary}"
+            )
         if not 0 < self.periods[0] < self.periods[1] or not 0 < self.value_periods[0] < self.value_periods[1]:
             raise ConsilienceError(f"{self.name}: periods must be positive and ascending")
 
@@ -153,7 +155,8 @@ class TokenBatch:
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """Apply a function to every tensor."""
         parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return type(self)(**{k: None if v is None else function(v) for k, v in parts.items()})
+        changed: dict[str, Any] = {k: None if v is None else function(v) for k, v in parts.items()}
+        return type(self)(**changed)
 
     def to(self, device: torch.device | str) -> Self:
         """Move every tensor to a device."""
@@ -183,12 +186,16 @@ class TokenBatch:
         if extra <= 0:
             return self
         return self._per_token(
-            lambda tensor: torch.cat([tensor, tensor.new_zeros(tensor.shape[0], extra, *tensor.shape[2:])], dim=1)
+            lambda tensor: torch.cat(
+                [tensor, tensor.new_zeros(tensor.shape[0], extra, *tensor.shape[2:])], dim=1
+            )
         )
 
     def _per_token(self, function: Callable[[Tensor], Tensor]) -> Self:
         names = ("ids", "values", "weight", "address", "positions", "given")
-        changed = {name: function(getattr(self, name)) for name in names if getattr(self, name) is not None}
+        changed: dict[str, Any] = {
+            name: function(getattr(self, name)) for name in names if getattr(self, name) is not None
+        }
         return replace(self, **changed)
 
     def validate(self, spec: TokenSpec) -> Self:
@@ -206,12 +213,18 @@ class TokenBatch:
             if needed and tensor is None:
                 raise ConsilienceError(f"{spec.name} tokens need `{name}` of shape {shape}, which is missing")
             if tensor is not None and tuple(tensor.shape) != shape:
-                raise ConsilienceError(f"{spec.name} tokens: `{name}` is {tuple(tensor.shape)}, expected {shape}")
+                raise ConsilienceError(
+                    f"{spec.name} tokens: `{name}` is {tuple(tensor.shape)}, expected {shape}"
+                )
         if b and (int(self.length.min()) < 1 or int(self.length.max()) > n):
             raise ConsilienceError(f"{spec.name} tokens: lengths must lie in 1..{n}")
         for name, limit in (("ids", spec.vocabulary), ("address", spec.addresses)):
             tensor = getattr(self, name)
-            if tensor is not None and tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) < limit:
+            if (
+                tensor is not None
+                and tensor.numel()
+                and not 0 <= int(tensor.min()) <= int(tensor.max()) < limit
+            ):
                 raise ConsilienceError(f"{spec.name} tokens: `{name}` must lie in 0..{limit - 1}")
         for name in ("values", "weight", "positions"):
             tensor = getattr(self, name)

@@ -61,13 +61,17 @@ def load_model(cls: type[Model], folder: Path, *, device: str = "cpu") -> Model:
     config = read_config(folder)
     try:
         core = CoreConfig(**config["core"])
-        objective = load_class(config["objective"]["class"], Objective)(**config["objective"]["options"])
+        objective = load_class(config["objective"]["class"], Objective)(  # type: ignore[type-abstract]
+            **config["objective"]["options"]
+        )
         tokenizers = {
             name: load_class(entry["tokenizer"], Tokenizer).from_state(entry["state"])  # type: ignore[type-abstract]
             for name, entry in config["domains"].items()
         }
     except (KeyError, TypeError) as error:
-        raise ConsilienceError(f"{folder / CONFIG} is not a consilience model of this version: {error!r}") from error
+        raise ConsilienceError(
+            f"{folder / CONFIG} is not a consilience model of this version: {error!r}"
+        ) from error
     model = cls(core, tokenizers, objective, config.get("provenance"))
     model.load_state_dict(read_weights(folder, model.state_dict()))
     return model.to(device).eval()
@@ -79,7 +83,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ConsilienceError(f"no model at {folder}: give the folder that `consilience train --out` wrote")
     path = folder / CONFIG
     if not path.is_file():
-        raise ConsilienceError(f"{folder} holds no {CONFIG}: it is not a consilience model, or its training was cut off")
+        raise ConsilienceError(
+            f"{folder} holds no {CONFIG}: it is not a consilience model, or its training was cut off"
+        )
     try:
         config = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

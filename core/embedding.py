@@ -17,6 +17,7 @@ class SoftBins(nn.Module):
 
     def __init__(self, width: int, bins: int = 32) -> None:
         super().__init__()
+        self.centres: Tensor
         self.register_buffer("centres", torch.linspace(-3, 3, bins), persistent=False)
         self.table = nn.Linear(bins, width, bias=False)
 
@@ -53,7 +54,11 @@ class TokenEmbedder(nn.Module):
     @property
     def _fourier_places(self) -> bool:
         spec = self.spec
-        return bool(spec.coordinates) and spec.position_encoding in ("fourier", "both") and not spec.rotary_from_values
+        return (
+            bool(spec.coordinates)
+            and spec.position_encoding in ("fourier", "both")
+            and not spec.rotary_from_values
+        )
 
     @staticmethod
     def _value_encoder(spec: TokenSpec, width: int) -> nn.Module:
@@ -139,6 +144,7 @@ class PairBias(nn.Module):
     def __init__(self, spec: TokenSpec, heads: int, bumps: int = 32) -> None:
         super().__init__()
         self.from_values = spec.rotary_from_values or not spec.coordinates or spec.channels == 3
+        self.centres: Tensor
         self.register_buffer("centres", torch.linspace(0, 4, bumps), persistent=False)
         self.mix = nn.Linear(bumps, heads, bias=False)
         nn.init.normal_(self.mix.weight, std=0.02)

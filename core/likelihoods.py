@@ -38,7 +38,12 @@ class Likelihood(ABC):
 
     @abstractmethod
     def sample(
-        self, parameters: Tensor, generator: torch.Generator, *, exposure: Tensor | None, temperature: float = 1.0
+        self,
+        parameters: Tensor,
+        generator: torch.Generator,
+        *,
+        exposure: Tensor | None,
+        temperature: float = 1.0,
     ) -> Tensor:
         """(S,) symbols or (S, C) values in original units."""
 
@@ -63,12 +68,19 @@ class Categorical(Likelihood):
         return F.cross_entropy(parameters.float(), scored.ids, reduction="none")
 
     def sample(
-        self, parameters: Tensor, generator: torch.Generator, *, exposure: Tensor | None, temperature: float = 1.0
+        self,
+        parameters: Tensor,
+        generator: torch.Generator,
+        *,
+        exposure: Tensor | None,
+        temperature: float = 1.0,
     ) -> Tensor:
         """Gumbel-max in float64: in float32 the noise itself would lower the temperature (arXiv:2409.02908)."""
         if temperature == 0:
             return parameters.argmax(-1)
-        uniform = torch.rand(parameters.shape, generator=generator, dtype=torch.float64, device=parameters.device)
+        uniform = torch.rand(
+            parameters.shape, generator=generator, dtype=torch.float64, device=parameters.device
+        )
         return (parameters.double() / temperature - torch.log(-torch.log(uniform))).argmax(-1)
 
     def mean(self, parameters: Tensor, *, exposure: Tensor | None) -> Tensor:
@@ -101,14 +113,21 @@ class Gaussian(Likelihood):
         mean, spread = self._moments(parameters)
         variance = spread.square()
         if scored.precision is not None:
-            variance = variance + torch.where(scored.precision > 0, 1 / scored.precision.clamp_min(1e-12), 0.0)
+            variance = variance + torch.where(
+                scored.precision > 0, 1 / scored.precision.clamp_min(1e-12), 0.0
+            )
         nats = 0.5 * ((scored.values - mean).square() / variance + variance.log() + math.log(2 * math.pi))
         if scored.precision is not None:
             nats = nats * (scored.precision > 0)
         return nats.sum(-1)
 
     def sample(
-        self, parameters: Tensor, generator: torch.Generator, *, exposure: Tensor | None, temperature: float = 1.0
+        self,
+        parameters: Tensor,
+        generator: torch.Generator,
+        *,
+        exposure: Tensor | None,
+        temperature: float = 1.0,
     ) -> Tensor:
         """The thing itself, without measurement noise; temperature scales the spread."""
         mean, spread = self._moments(parameters)
@@ -151,7 +170,12 @@ class NegativeBinomial(Likelihood):
         return -log_p.sum(-1)
 
     def sample(
-        self, parameters: Tensor, generator: torch.Generator, *, exposure: Tensor | None, temperature: float = 1.0
+        self,
+        parameters: Tensor,
+        generator: torch.Generator,
+        *,
+        exposure: Tensor | None,
+        temperature: float = 1.0,
     ) -> Tensor:
         """Poisson counts with a gamma-distributed mean; temperature 0 gives the rounded mean."""
         log_mean, log_dispersion = self._logs(parameters, exposure)
@@ -192,7 +216,12 @@ class Velocity(Likelihood):
         return (error * trust).sum(-1) / error.shape[-1]
 
     def sample(
-        self, parameters: Tensor, generator: torch.Generator, *, exposure: Tensor | None, temperature: float = 1.0
+        self,
+        parameters: Tensor,
+        generator: torch.Generator,
+        *,
+        exposure: Tensor | None,
+        temperature: float = 1.0,
     ) -> Tensor:
         """The velocity itself (the sampler adds it up)."""
         return parameters.float()

@@ -50,11 +50,13 @@ class Port(nn.Module):
         self.likelihoods = objective.likelihoods(spec)
         self.embed = TokenEmbedder(spec, core)
         self.heads = nn.ModuleDict(
-            {f"{name}_head": nn.Linear(core.width, likelihood.parameters) for name, likelihood in self.likelihoods.items()}
+            {
+                f"{name}_head": nn.Linear(core.width, likelihood.parameters)
+                for name, likelihood in self.likelihoods.items()
+            }
         )
-        for head in self.heads.values():
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
+        for parameter in self.heads.parameters():
+            nn.init.zeros_(parameter)
         self.pair_bias = PairBias(spec, core.heads) if spec.pairwise_bias else None
 
     def predict(self, states: Tensor) -> dict[Field, Tensor]:
@@ -62,7 +64,7 @@ class Port(nn.Module):
         return {name: self.heads[f"{name}_head"](states) for name in self.likelihoods}
 
 
-class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", license="bsd-3-clause"):  # type: ignore[misc, call-arg]
+class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", license="bsd-3-clause"):
     """One transformer core with an embedder and heads for each science it knows.
 
     Args:
@@ -103,7 +105,9 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         """The named science, or the only one."""
         if name is None:
             if len(self.domains) > 1:
-                raise ConsilienceError(f"this model knows {', '.join(self.domains)}: say which one with domain=")
+                raise ConsilienceError(
+                    f"this model knows {', '.join(self.domains)}: say which one with domain="
+                )
             return self.domains[0]
         if name not in self.tokenizers:
             raise ConsilienceError(f"this model knows {', '.join(self.domains)}, not '{name}'")
@@ -118,9 +122,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         cache: KeyValueCache | None = None,
     ) -> States:
         """States of all modalities of each sample, side by side in the order of `views`. (B, M1 + M2 + ..., D)."""
-        return self.core(
-            self._core_input(views), layers=layers, attention=attention, cache=cache
-        )
+        return self.core(self._core_input(views), layers=layers, attention=attention, cache=cache)
 
     def _core_input(self, views: Mapping[str, View]) -> CoreInput:
         ports = [self._port(name) for name in views]
@@ -134,7 +136,9 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         differ = any(queries is not None for _, queries in turns)
         query_angles = _join_angles(asked, widths, rows, self.core_config.head_width) if differ else None
         time, time_index = _join_times(parts)
-        biases = [None if port.pair_bias is None else port.pair_bias(view) for port, view in zip(ports, parts)]
+        biases = [
+            None if port.pair_bias is None else port.pair_bias(view) for port, view in zip(ports, parts)
+        ]
         return CoreInput(
             rows=rows,
             layout=Layout(real, _join_patterns([view.pattern for view in parts])),
@@ -153,7 +157,8 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
     def loss(self, batches: Mapping[str, TokenBatch], generator: torch.Generator) -> dict[str, Loss]:
         """The training loss of each modality of one batch of samples."""
         drawn = {
-            name: self.objective.view(tokens, self._port(name).spec, generator) for name, tokens in batches.items()
+            name: self.objective.view(tokens, self._port(name).spec, generator)
+            for name, tokens in batches.items()
         }
         states = self.forward({name: view for name, (view, _) in drawn.items()}).final
         losses, first = {}, 0
@@ -298,7 +303,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         self.save(save_directory)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:  # type: ignore[override]
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:
         from consilience.core.checkpoint import fetch_model
 
         return cls.load(fetch_model(model_id, options))
@@ -335,7 +340,9 @@ class DomainPredictor:
         return KeyValueCache(self.model.core_config, batch, rows, next(self.model.parameters()))
 
 
-def _join_angles(parts: list[Tensor | None], widths: list[int], like: Tensor, head_width: int) -> Tensor | None:
+def _join_angles(
+    parts: list[Tensor | None], widths: list[int], like: Tensor, head_width: int
+) -> Tensor | None:
     """Angles side by side; modalities without positions do not turn."""
     if all(part is None for part in parts):
         return None
@@ -349,7 +356,11 @@ def _join_times(views: list[View]) -> tuple[Tensor, Tensor | None]:
         return views[0].time, views[0].time_index
     indices, first = [], 0
     for view in views:
-        index = view.time_index if view.time_index is not None else torch.zeros_like(view.hidden, dtype=torch.long)
+        index = (
+            view.time_index
+            if view.time_index is not None
+            else torch.zeros_like(view.hidden, dtype=torch.long)
+        )
         indices.append(index + first)
         first += int(view.time.shape[0])
     return torch.cat([view.time for view in views]), torch.cat(indices, dim=1)

@@ -61,7 +61,9 @@ class CoreConfig:
         if self.mlp not in ("squared-relu", "swiglu"):
             raise ConsilienceError(f"unknown mlp '{self.mlp}'; known: squared-relu, swiglu")
         if self.residual_scale not in ("one", "sqrt", "linear"):
-            raise ConsilienceError(f"unknown residual_scale '{self.residual_scale}'; known: one, sqrt, linear")
+            raise ConsilienceError(
+                f"unknown residual_scale '{self.residual_scale}'; known: one, sqrt, linear"
+            )
         if self.kernel not in KERNELS:
             raise ConsilienceError(f"unknown attention kernel '{self.kernel}'; known: {', '.join(KERNELS)}")
         if not 0 <= self.dropout < 1:
@@ -161,7 +163,9 @@ class Block(nn.Module):
         self.mlp_in = nn.Linear(width, 2 * hidden if config.mlp == "swiglu" else hidden, bias=False)
         self.mlp_out = nn.Linear(hidden, width, bias=False)
         self.time_table = nn.Parameter(torch.zeros(6 * width))
-        self.scale = {"one": 1.0, "sqrt": config.depth**-0.5, "linear": 1 / config.depth}[config.residual_scale]
+        self.scale = {"one": 1.0, "sqrt": config.depth**-0.5, "linear": 1 / config.depth}[
+            config.residual_scale
+        ]
 
     def forward(
         self,
@@ -248,7 +252,8 @@ class Transformer(nn.Module):
         time_index = None if seen.time_index is None else layout.flatten(seen.time_index)
         turn = self._turn(seen, x.dtype)
         shared = self.time(seen.time)
-        states, maps = [x], []
+        states = [x]
+        maps: list[Tensor] = []
         for number, block in enumerate(self.blocks):
             store = None if cache is None else (cache, number)
             arguments = (x, shared, time_index, turn, layout, seen.bias, store, maps if attention else None)

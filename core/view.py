@@ -148,5 +148,3 @@ class Loss:
             tokens=self.tokens + other.tokens,
             kind=kind,
         )
-
-

@@ -1,0 +1,1 @@
+"""The sciences: readers, bundled data, tasks, baselines and figures."""

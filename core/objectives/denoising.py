@@ -87,7 +87,9 @@ class Denoising(Objective):
         """Transport noise to data; known tokens follow their own straight path."""
         from consilience.core.samplers.transport import transport
 
-        return transport(predict, template, hidden, generator, steps=steps or 50, temperature=0.0 if mean else temperature)
+        return transport(
+            predict, template, hidden, generator, steps=steps or 50, temperature=0.0 if mean else temperature
+        )
 
 
 def noisy_view(tokens: TokenBatch, noisy: Tensor, time: Tensor, lost: Tensor, spec: TokenSpec) -> View:

@@ -30,7 +30,9 @@ class Masked(Objective):
 
     def __post_init__(self) -> None:
         if self.rate is not None and not 0 < self.rate <= 1:
-            raise ConsilienceError(f"masked: rate must lie in (0, 1], not {self.rate}; leave it out for a random rate")
+            raise ConsilienceError(
+                f"masked: rate must lie in (0, 1], not {self.rate}; leave it out for a random rate"
+            )
 
     def view(self, tokens: TokenBatch, spec: TokenSpec, generator: torch.Generator) -> tuple[View, Targets]:
         """Hide tokens at the rate; only hidden tokens are scored."""

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from consilience.core.batch import TokenBatch, TokenSpec
 from consilience.core.likelihoods import Field, Likelihood
-from consilience.core.objectives.base import Objective, Predictor, predictable, stratified, sum_fields, uniform_like
+from consilience.core.objectives.base import (
+    Objective,
+    Predictor,
+    predictable,
+    stratified,
+    sum_fields,
+    uniform_like,
+)
 from consilience.core.objectives.masked import masked_view
 from consilience.core.view import Loss, Scored, Targets, View
 
@@ -49,10 +56,15 @@ class MaskedDiffusion(Objective):
         """The bound in nats, over all predictable tokens (n per sample), not over the hidden ones."""
         assert scored.weight is not None
         nats = sum_fields(likelihoods, parameters, scored) * scored.weight
-        samples, counts = torch.unique(scored.sample, return_counts=True)
+        _, counts = torch.unique(scored.sample, return_counts=True)
         first = torch.cumsum(counts, 0) - counts
         tokens = int((scored.weight[first] * counts).round().sum())
-        return Loss(value=nats.sum() / max(tokens, 1), nats=nats.detach().double().sum(), tokens=tokens, kind=self.kind)
+        return Loss(
+            value=nats.sum() / max(tokens, 1),
+            nats=nats.detach().double().sum(),
+            tokens=tokens,
+            kind=self.kind,
+        )
 
     def sample(
         self,

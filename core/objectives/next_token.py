@@ -36,7 +36,9 @@ class NextToken(Objective):
 
     def __post_init__(self) -> None:
         if self.order not in ("natural", "reversed", "random"):
-            raise ConsilienceError(f"next-token: unknown order '{self.order}'; known: natural, reversed, random")
+            raise ConsilienceError(
+                f"next-token: unknown order '{self.order}'; known: natural, reversed, random"
+            )
 
     def view(self, tokens: TokenBatch, spec: TokenSpec, generator: torch.Generator) -> tuple[View, Targets]:
         """Row i holds token i - 1 and asks for token i; the first row is a start mark."""

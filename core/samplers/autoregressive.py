@@ -40,7 +40,9 @@ def autoregress(
     for row in range(tokens.width):
         view = shifted_view(tokens, predict.spec)
         if cache is not None:
-            parameters = {field: out[:, 0] for field, out in predict(view.rows(row, row + 1), cache=cache).items()}
+            parameters = {
+                field: out[:, 0] for field, out in predict(view.rows(row, row + 1), cache=cache).items()
+            }
         else:
             parameters = {field: out[:, row] for field, out in predict(view.rows(0, row + 1)).items()}
         where = torch.zeros_like(fill)

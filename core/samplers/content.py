@@ -40,10 +40,14 @@ def draw(
         if mean:
             drawn = likelihood.mean(parameters[field], exposure=exposure)
         else:
-            drawn = likelihood.sample(parameters[field], generator, exposure=exposure, temperature=temperature)
+            drawn = likelihood.sample(
+                parameters[field], generator, exposure=exposure, temperature=temperature
+            )
         old = getattr(tokens, field)
         assert old is not None, f"the template holds no `{field}` to fill"
-        changed[field] = old.masked_scatter(where if old.dim() == 2 else where[..., None], drawn.to(old.dtype))
+        changed[field] = old.masked_scatter(
+            where if old.dim() == 2 else where[..., None], drawn.to(old.dtype)
+        )
     return replace(tokens, **changed)
 
 

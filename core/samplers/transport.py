@@ -41,27 +41,39 @@ def transport(
     noise = torch.randn(clean.shape, generator=generator, device=generator.device).to(clean.device)
     x = torch.where(hidden[..., None], temperature * noise, noise)
     lost = hidden.clone()
+
+    def hold(moving: Tensor, t: float) -> Tensor:
+        """Visible tokens on their own path, given tokens clean; only hidden ones move."""
+        path = torch.where(free[..., None], (1 - t) * noise + t * clean, clean)
+        return torch.where(hidden[..., None], moving, path)
+
     for step in range(steps):
         t, t_next = step / steps, (step + 1) / steps
-        x = torch.where(free[..., None] & ~hidden[..., None], (1 - t) * noise + t * clean, x)
-        x = torch.where(free[..., None], x, clean)
-        v, symbols = _velocity(predict, tokens, x, t, lost)
+        v, symbols = _velocity(predict, tokens, hold(x, t), t, lost)
         if step + 1 < steps:
-            ahead, _ = _velocity(predict, tokens, x + (t_next - t) * v, t_next, lost)
+            ahead, _ = _velocity(predict, tokens, hold(x + (t_next - t) * v, t_next), t_next, lost)
             v = (v + ahead) / 2
-        x = torch.where(hidden[..., None], x + (t_next - t) * v, x)
+        x = x + (t_next - t) * v
         if symbols is not None:
             reveal = lost & (uniform_like(lost, generator) < (t_next - t) / (1 - t))
-            drawn = predict.likelihoods["ids"].sample(symbols, generator, exposure=None, temperature=temperature)
-            assert tokens.ids is not None
-            tokens = replace(tokens, ids=torch.where(reveal, drawn, tokens.ids))
+            drawn = predict.likelihoods["ids"].sample(
+                symbols, generator, exposure=None, temperature=temperature
+            )
+            ids = tokens.ids
+            assert ids is not None
+            tokens = replace(tokens, ids=torch.where(reveal, drawn, ids))
             lost = lost & ~reveal
     values = torch.where(hidden[..., None], spec.restore(x), tokens.values)
     return replace(tokens, values=values)
 
 
 def log_likelihood(
-    predict: Predictor, tokens: TokenBatch, generator: torch.Generator, *, steps: int = 40, probes: int | None = None
+    predict: Predictor,
+    tokens: TokenBatch,
+    generator: torch.Generator,
+    *,
+    steps: int = 40,
+    probes: int | None = None,
 ) -> Tensor:
     """(B,) log p(values) in nats, original units, by integrating the divergence along the flow.
 

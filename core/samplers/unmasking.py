@@ -47,6 +47,8 @@ def unmask(
         where = still & (rank < upto[:, None])
         if not where.any():
             continue
-        parameters = {field: out[where] for field, out in predict(masked_view(tokens, still, predict.spec)).items()}
+        parameters = {
+            field: out[where] for field, out in predict(masked_view(tokens, still, predict.spec)).items()
+        }
         tokens = draw(predict, tokens, parameters, where, generator, temperature=temperature, mean=mean)
     return cut_at_end(tokens, end_id, tokens.length)

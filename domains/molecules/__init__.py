@@ -1,0 +1,1 @@
+"""Molecules: SMILES strings, their properties, scaffolds and generated samples."""

@@ -1,0 +1,1 @@
+"""Points: conformers and other point clouds in three dimensions."""

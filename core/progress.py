@@ -1,0 +1,73 @@
+"""A progress bar with a rate and the time left, for one training run."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+
+class RateColumn(ProgressColumn):
+    """Steps per second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        """The recent rate, or a dash before there is one."""
+        speed = task.finished_speed or task.speed
+        return Text("-" if speed is None else f"{speed:.3g} {self.unit}/s")
+
+
+def progress_bar(unit: str, **options: Any) -> Progress:
+    """A bar that shows what is done, how fast and how long it will take."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(unit),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        **options,
+    )
+
+
+class TrainingProgress(Callback):
+    """Shows the steps of a run, and tells an outer bar about them."""
+
+    def __init__(self, steps: int, *, shown: bool, on_step: Callable[[int], None] | None) -> None:
+        self.steps, self.on_step = steps, on_step
+        self.bar = progress_bar("steps") if shown else None
+        self.task = None if self.bar is None else self.bar.add_task("training", total=steps, note="")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin at the step of the checkpoint."""
+        if self.bar is not None and self.task is not None:
+            self.bar.start()
+            self.bar.update(self.task, completed=trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Advance."""
+        if self.bar is not None and self.task is not None:
+            note = f"{batch[0]} loss {float(outputs['loss']):.3f}"
+            self.bar.update(self.task, completed=trainer.global_step, note=note)
+        if self.on_step is not None:
+            self.on_step(trainer.global_step)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Stop drawing, also after an error."""
+        if self.bar is not None:
+            self.bar.stop()

@@ -1,0 +1,377 @@
+"""Pre-training with Lightning: the module, the loader and `fit`, which can be interrupted and resumed.
+
+Every random choice is a function of (seed, step), so a run that was interrupted and resumed gives the same
+numbers as one that was not.
+"""
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from consilience.core.batch import TokenBatch
+from consilience.core.errors import ConsilienceError
+from consilience.core.feed import Source, StepSampler, TokenFeed, step_generator
+from consilience.core.model import FoundationModel
+from consilience.core.optim import OptimizerName, build_optimizer, schedule
+from consilience.core.progress import TrainingProgress
+
+LAST = "last.ckpt"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How to train.
+
+    Args:
+        steps: optimiser steps.
+        tokens_per_batch: real tokens a step, at most.
+        learning_rate: peak.
+        optimizer: adamw, or muon (Muon for the core's matrices, AdamW for the rest).
+        weight_decay: of matrices.
+        warmup: fraction of the steps with rising learning rate.
+        decay: fraction of the steps with falling learning rate.
+        clip: largest norm of the gradient.
+        precision: auto (bf16 where a GPU supports it, else 32 bit), bf16-mixed or 32-true.
+        compile: torch.compile the core.
+        seed: of initialisation, order, augmentation and corruption.
+        validations: how often the held-out loss is measured during the run.
+        save_every: steps between resumable checkpoints; 0 = at the end and on interruption only.
+        workers: processes that tokenize ahead.
+    """
+
+    steps: int = 2000
+    tokens_per_batch: int = 4096
+    learning_rate: float = 2e-3
+    optimizer: OptimizerName = "adamw"
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+    decay: float = 0.3
+    clip: float = 1.0
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    compile: bool = False
+    seed: int = 0
+    validations: int = 10
+    save_every: int = 500
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "tokens_per_batch", "learning_rate", "clip"):
+            if getattr(self, name) <= 0:
+                raise ConsilienceError(f"training.{name} must be positive, not {getattr(self, name)}")
+        for name in ("warmup", "decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConsilienceError(
+                    f"training.{name} is a fraction of the run in [0, 1], not {getattr(self, name)}"
+                )
+        if self.optimizer not in ("adamw", "muon"):
+            raise ConsilienceError(f"unknown optimizer '{self.optimizer}'; known: adamw, muon")
+        if min(self.weight_decay, self.validations, self.save_every, self.workers) < 0:
+            raise ConsilienceError(
+                "training.weight_decay, validations, save_every and workers must not be negative"
+            )
+
+
+class PreTraining(pl.LightningModule):
+    """Minimises the objective of a FoundationModel."""
+
+    def __init__(self, model: FoundationModel, config: TrainingConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        if config.compile:
+            model.core.compile()
+
+    def training_step(self, batch: tuple[str, TokenBatch], batch_idx: int) -> Tensor:
+        """One step on one science's batch; the corruption is drawn from (seed, step)."""
+        name, tokens = batch
+        loss = self.model.loss({name: tokens}, step_generator(self.config.seed, self.global_step, stream=1))[
+            name
+        ]
+        if not torch.isfinite(loss.value.detach()):
+            raise ConsilienceError(
+                f"the loss became {loss.value.item()} at step {self.global_step} on {name}: "
+                f"lower training.learning_rate (now {self.config.learning_rate}) and --resume"
+            )
+        self.log(f"train/{name}", loss.value.detach(), prog_bar=False)
+        self.log("tokens", float(tokens.n_tokens), prog_bar=False)
+        return loss.value
+
+    def validation_step(self, batch: tuple[str, TokenBatch], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """The training loss on held-out records with a fixed corruption; the same at every validation."""
+        name, tokens = batch
+        loss = self.model.loss({name: tokens}, step_generator(self.config.seed, batch_idx, stream=2))[name]
+        self.log(
+            f"validation/{name}",
+            loss.value,
+            batch_size=max(loss.tokens, 1),
+            add_dataloader_idx=False,
+            on_epoch=True,
+        )
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser and its schedule."""
+        c = self.config
+        optimizer = build_optimizer(
+            self.model, name=c.optimizer, learning_rate=c.learning_rate, weight_decay=c.weight_decay
+        )
+        rule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: schedule(step, steps=c.steps, warmup=c.warmup, decay=c.decay)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rule, "interval": "step"}}
+
+
+class StepLoader(DataLoader[tuple[str, TokenBatch]]):
+    """Feeds steps in order; on resuming it starts at the step of the checkpoint."""
+
+    def __init__(self, feed: TokenFeed, workers: int, pin: bool) -> None:
+        self.steps = StepSampler(len(feed))
+        extra: dict[str, Any] = {"prefetch_factor": 4, "persistent_workers": True} if workers else {}
+        super().__init__(
+            feed, batch_size=None, sampler=self.steps, num_workers=workers, pin_memory=pin, **extra
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the step of the run is the whole state. Its presence tells Lightning that we resume exactly."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `state_dict`."""
+
+
+class StartAtStep(Callback):
+    """Points the loader at the step from which a resumed run goes on."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Runs after a checkpoint was restored and before the first batch is fetched."""
+        loader = trainer.train_dataloader
+        assert isinstance(loader, StepLoader)
+        loader.steps.first = trainer.global_step
+
+
+class SaveOften(Callback):
+    """A resumable checkpoint every so many steps, at the end and when the run is interrupted."""
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every = path, every
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Save on schedule."""
+        if self.every and trainer.global_step % self.every == 0:
+            self.save(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the end."""
+        self.save(trainer)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Save what there is, unless the numbers have gone bad."""
+        if isinstance(exception, KeyboardInterrupt):
+            self.save(trainer)
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Write beside the old checkpoint and replace it in one step."""
+        part = self.path.with_suffix(".part")
+        trainer.save_checkpoint(part)
+        part.replace(self.path)
+
+
+class History(Callback):
+    """Keeps the losses in memory for reports: (step, value) lists by name."""
+
+    def __init__(self) -> None:
+        self.train: dict[str, list[tuple[int, float]]] = {}
+        self.validation: dict[str, list[tuple[int, float]]] = {}
+        self.tokens = 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the training loss."""
+        name, tokens = batch
+        self.tokens += tokens.n_tokens
+        self.train.setdefault(name, []).append((trainer.global_step, float(outputs["loss"])))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the held-out losses."""
+        for key, value in trainer.callback_metrics.items():
+            if key.startswith("validation/"):
+                name = key.removeprefix("validation/")
+                self.validation.setdefault(name, []).append((trainer.global_step, float(value)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run did.
+
+    Args:
+        steps: optimiser steps done in all.
+        tokens: real tokens seen in this sitting.
+        seconds: wall time of this sitting.
+        history: losses of this sitting.
+        interrupted: whether it was stopped before its last step.
+    """
+
+    steps: int
+    tokens: int
+    seconds: float
+    history: History
+    interrupted: bool
+
+
+def fit(
+    model: FoundationModel,
+    train: Mapping[str, Source],
+    validation: Mapping[str, Source],
+    config: TrainingConfig,
+    *,
+    folder: Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    on_step: Callable[[int], None] | None = None,
+) -> Outcome:
+    """Train the model in place.
+
+    Args:
+        model: to train.
+        train: training records by science.
+        validation: held-out records by science; may be empty.
+        config: how.
+        folder: where logs and the resumable checkpoint go; None keeps nothing.
+        resume: go on from `folder/last.ckpt`.
+        progress: show a bar with rate and time left.
+        on_step: called with the number of finished steps (for an outer progress bar).
+    """
+    feed = TokenFeed(train, steps=config.steps, tokens_per_batch=config.tokens_per_batch, seed=config.seed)
+    gpu = torch.cuda.is_available()
+    history = History()
+    callbacks: list[Callback] = [StartAtStep(), history]
+    if folder is not None:
+        callbacks.append(SaveOften(folder / LAST, config.save_every))
+    if progress or on_step:
+        callbacks.append(TrainingProgress(config.steps, shown=progress, on_step=on_step))
+    checkpoint = _checkpoint(folder, resume)
+    checks = validation_loaders(validation, config) if config.validations else []
+    with _quiet():
+        trainer = _trainer(config, gpu, callbacks, folder, checks=bool(checks))
+    begin = time.perf_counter()
+    interrupted = False
+    module = PreTraining(model, config)
+    try:
+        with warnings.catch_warnings(), _quiet():
+            warnings.filterwarnings(
+                "ignore", message=".*(does not have many workers|LeafSpec|already exists).*"
+            )
+            trainer.fit(
+                module,
+                StepLoader(feed, config.workers, pin=gpu),
+                checks or None,
+                ckpt_path=checkpoint,
+                weights_only=True,
+            )
+    except SystemExit:  # how Lightning leaves after Ctrl-C, once the callbacks have saved the checkpoint
+        interrupted = True
+    model.to("cpu").eval()
+    return Outcome(
+        steps=trainer.global_step,
+        tokens=history.tokens,
+        seconds=time.perf_counter() - begin,
+        history=history,
+        interrupted=interrupted,
+    )
+
+
+def _trainer(
+    config: TrainingConfig, gpu: bool, callbacks: list[Callback], folder: Path | None, *, checks: bool
+) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="gpu" if gpu else "cpu",
+        devices=1,
+        max_steps=config.steps,
+        max_epochs=-1,
+        precision=_precision(config.precision, gpu),
+        gradient_clip_val=config.clip,
+        logger=_loggers(folder),
+        callbacks=callbacks,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=max(1, min(50, config.steps // 50)),
+        val_check_interval=max(1, config.steps // config.validations) if checks else None,
+        check_val_every_n_epoch=None,
+        limit_val_batches=1.0 if checks else 0,
+    )
+
+
+def validation_loaders(
+    sources: Mapping[str, Source], config: TrainingConfig, *, batches: int = 4
+) -> list[DataLoader[Any]]:
+    """One loader a science: a few fixed batches of held-out records, tokenized without augmentation."""
+    loaders: list[DataLoader[Any]] = []
+    for name, source in sources.items():
+        if not len(source.records):
+            continue
+        probe = TokenFeed({name: source}, steps=1, tokens_per_batch=config.tokens_per_batch, seed=0)
+        per_epoch = len(probe._make_epoch(name, 0))
+        feed = TokenFeed(
+            {name: source},
+            steps=min(batches, per_epoch),
+            tokens_per_batch=config.tokens_per_batch,
+            seed=0,
+            augment=False,
+        )
+        loaders.append(DataLoader([feed[step] for step in range(len(feed))], batch_size=None))  # type: ignore[arg-type]
+    return loaders
+
+
+def _checkpoint(folder: Path | None, resume: bool) -> str | None:
+    if not resume:
+        return None
+    if folder is None or not (folder / LAST).is_file():
+        raise ConsilienceError(
+            f"nothing to resume: {folder and folder / LAST} does not exist; leave out --resume"
+        )
+    return str(folder / LAST)
+
+
+def _precision(asked: str, gpu: bool) -> Any:
+    if asked != "auto":
+        return asked
+    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def _loggers(folder: Path | None) -> Any:
+    if folder is None:
+        return False
+    return [
+        CSVLogger(folder, name="logs", version="csv"),
+        TensorBoardLogger(folder, name="logs", version="tensorboard"),
+    ]
+
+
+class _quiet:
+    """Lightning's banners off (GPU available, tips); warnings and errors stay."""
+
+    def __enter__(self) -> None:
+        names = ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero")
+        self.levels = {name: logging.getLogger(name).level for name in names}
+        for name in names:
+            logging.getLogger(name).setLevel(logging.WARNING)
+
+    def __exit__(self, *_: object) -> None:
+        for name, level in self.levels.items():
+            logging.getLogger(name).setLevel(level)

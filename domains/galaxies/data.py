@@ -1,0 +1,158 @@
+"""Reading galaxies: one file, a folder or a pattern of files, into one Collection."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from consilience.core.errors import ConsilienceError
+from consilience.core.records import Collection, Failure, fingerprint
+from consilience.domains.galaxies.columns import ReadSpectra, spectra_of_columns
+from consilience.domains.galaxies.fits_files import read_fits
+from consilience.domains.galaxies.tables import read_columns
+from consilience.tokenizers.spectra_records import Spectrum, SpectrumRecords, SpectrumTable
+
+FITS_ENDINGS = (".fits", ".fit", ".fits.gz", ".fit.gz")
+TABLE_ENDINGS = (".npz", ".h5", ".hdf5", ".parquet")
+
+
+def read_spectra(path: Path, *, format: str | None = None, error: float | None = None) -> Collection:
+    """Spectra of a file (FITS, npz, HDF5, parquet), of all such files in a folder, or of a pattern like `a/*.fits`.
+
+    Args:
+        path: file, folder or pattern.
+        format: name of a specutils loader for FITS files; None finds one.
+        error: error of every pixel in the flux's unit, for files that give none.
+
+    Raises:
+        ConsilienceError: no such file, a file that cannot be read alone, or no usable spectrum in it. Among several
+            files, one that cannot be read goes to `failures` and the others are kept.
+    """
+    if error is not None and not error > 0:
+        raise ConsilienceError(f"error must be positive, not {error}")
+    files = _files(path)
+    if len(files) == 1:
+        return _collection(_read_file(files[0], format, error), [files[0]], str(path))
+    parts: list[ReadSpectra] = []
+    failures: list[Failure] = []
+    row = 0
+    for file in files:
+        try:
+            part = _read_file(file, format, error)
+        except ConsilienceError as problem:
+            failures.append(Failure(index=row, id=file.name, reason=str(problem)))
+            row += 1
+            continue
+        failures += [Failure(index=row + f.index, id=f.id, reason=f.reason) for f in part.failures]
+        row += len(part.records) + len(part.failures)
+        parts.append(part)
+    return _collection(_join(parts, tuple(failures)), files, str(path))
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        endings = FITS_ENDINGS + TABLE_ENDINGS
+        files = sorted(file for file in path.iterdir() if file.name.lower().endswith(endings))
+        if not files:
+            raise ConsilienceError(
+                f"{path}: no spectra in this folder; it needs files ending in {', '.join(endings)}"
+            )
+        return files
+    if path.exists():
+        return [path]
+    files = sorted(path.parent.glob(path.name)) if any(mark in path.name for mark in "*?[") else []
+    if not files:
+        raise ConsilienceError(f"{path}: no such file or folder")
+    return files
+
+
+def _read_file(path: Path, format: str | None, error: float | None) -> ReadSpectra:
+    name = path.name.lower()
+    if path.stat().st_size == 0:
+        raise ConsilienceError(f"{path}: the file is empty")
+    if name.endswith(FITS_ENDINGS):
+        return read_fits(path, format=format, error=error)
+    if name.endswith(TABLE_ENDINGS):
+        return spectra_of_columns(read_columns(path), str(path), error=error)
+    known = ", ".join(FITS_ENDINGS + TABLE_ENDINGS)
+    raise ConsilienceError(f"{path}: unknown kind of file for spectra; use {known}")
+
+
+def _join(parts: Sequence[ReadSpectra], failures: tuple[Failure, ...]) -> ReadSpectra:
+    """All files' spectra in one list, or in one table where every file has the same grid."""
+    if not parts:
+        return ReadSpectra(records=[], ids=np.array([], dtype=str), failures=failures)
+    names = {name for part in parts for name in part.labels}
+    ids = np.concatenate([part.ids for part in parts])
+    if len(set(ids)) < len(ids):
+        ids = np.array([f"{i}:{name}" for i, name in enumerate(ids)])
+    return ReadSpectra(
+        records=_one_table([part.records for part in parts], ids),
+        ids=ids,
+        labels={
+            name: np.concatenate([_column(part, name, parts) for part in parts]) for name in sorted(names)
+        },
+        failures=failures,
+    )
+
+
+def _column(part: ReadSpectra, name: str, parts: Sequence[ReadSpectra]) -> np.ndarray:
+    if name in part.labels:
+        return part.labels[name]
+    text = any(other.labels[name].dtype.kind == "U" for other in parts if name in other.labels)
+    return np.full(len(part.records), "" if text else np.nan)
+
+
+def _one_table(parts: Sequence[SpectrumRecords], ids: np.ndarray) -> SpectrumRecords:
+    spectra = [spectrum for part in parts for spectrum in part]
+    return tabled(spectra, ids)
+
+
+def tabled(spectra: Sequence[Spectrum], ids: np.ndarray) -> SpectrumRecords:
+    """A table of the spectra if they share grid and precision, else the list itself."""
+    first = spectra[0] if spectra else None
+    if first is None or not all(
+        spectrum.flux.dtype == first.flux.dtype
+        and spectrum.inverse_variance.dtype == first.inverse_variance.dtype
+        and np.array_equal(spectrum.wavelength_angstrom, first.wavelength_angstrom)
+        for spectrum in spectra
+    ):
+        return list(spectra)
+    masks = [np.zeros(len(s), dtype=bool) if s.mask is None else s.mask for s in spectra]
+    return SpectrumTable(
+        wavelength_angstrom=first.wavelength_angstrom,
+        flux=np.stack([spectrum.flux for spectrum in spectra]),
+        inverse_variance=np.stack([spectrum.inverse_variance for spectrum in spectra]),
+        mask=np.stack(masks) if any(mask.any() for mask in masks) else None,
+        ids=ids,
+    )
+
+
+def _collection(read: ReadSpectra, files: Sequence[Path], source: str) -> Collection:
+    if not len(read.records):
+        why = f"; first reason: {read.failures[0].reason}" if read.failures else ""
+        raise ConsilienceError(f"{source}: no usable spectrum in it{why}")
+    records = read.records if isinstance(read.records, SpectrumTable) else tabled(read.records, read.ids)
+    return Collection(
+        records=records,
+        ids=read.ids,
+        source=source,
+        origin="user",
+        fingerprint=fingerprint(_content(records)),
+        labels=_labels(read.labels),
+        failures=read.failures,
+    )
+
+
+def _content(records: SpectrumRecords) -> list[bytes | str | np.ndarray]:
+    if isinstance(records, SpectrumTable):
+        return [records.wavelength_angstrom, records.flux, records.inverse_variance]
+    return [part for s in records for part in (s.wavelength_angstrom, s.flux, s.inverse_variance)]
+
+
+def _labels(labels: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Drops columns that say nothing (one value everywhere, or all missing)."""
+    return {
+        name: column for name, column in labels.items() if name == "redshift" or len(set(column.tolist())) > 1
+    }

@@ -1,0 +1,73 @@
+"""Galaxies: spectra on their instrument's wavelength grid, with inverse variances."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from consilience.core.errors import ConsilienceError
+from consilience.core.records import Collection
+from consilience.core.tokenizer import Tokenizer
+from consilience.domains.base import Domain, QuickPreset, Task
+from consilience.domains.galaxies.data import read_spectra
+from consilience.domains.galaxies.evaluate import pca_baseline, tasks_of
+from consilience.domains.galaxies.writers import write_embedding, write_spectra
+from consilience.tokenizers.spectra import SpectrumTokenizer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from consilience.core.model import Embedding, FoundationModel
+
+
+class Galaxies(Domain):
+    """Galaxy spectra; the bundled ones are model spectra, see `bundled.py`."""
+
+    name: ClassVar[str] = "galaxies"
+    tokenizer: ClassVar[type[Tokenizer[Any]]] = SpectrumTokenizer
+    suffixes: ClassVar[tuple[str, ...]] = (".fits", ".fit", ".fits.gz", ".npz", ".h5", ".hdf5", ".parquet")
+    quick: ClassVar[QuickPreset] = QuickPreset(
+        objectives=("next-token", "masked", "denoising"),
+        records=2000,
+        tokenizer={"patch_size": 32},
+        tasks=("redshift",),
+    )
+
+    def bundled(self, n: int | None = None) -> Collection:
+        """Model spectra of n (None = all 10,000) galaxies whose photometry and redshift ship with kcorrect."""
+        from consilience.domains.galaxies.bundled import model_spectra
+
+        return model_spectra(n)
+
+    def read(self, path: Path, **options: Any) -> Collection:
+        """A file, a folder or a pattern of files; options `format` and `error`, see `data.read_spectra`."""
+        unknown = sorted(set(options) - {"format", "error"})
+        if unknown:
+            raise ConsilienceError(f"unknown option `{unknown[0]}` for reading galaxies; known: format, error")
+        return read_spectra(Path(path), **options)
+
+    def tasks(self, collection: Collection) -> list[Task]:
+        """The redshift first, then other labels."""
+        return tasks_of(collection)
+
+    def baseline(self, collection: Collection, train: np.ndarray) -> tuple[str, np.ndarray]:
+        """PCA of the scaled flux, with the log of the scale."""
+        return pca_baseline(collection, train)
+
+    def write_records(self, records: Any, path: Path, columns: Mapping[str, Any] | None = None) -> None:
+        """Write spectra as .npz, .fits or .parquet."""
+        write_spectra(records, Path(path), columns)
+
+    def write_embedding(self, collection: Collection, embedding: "Embedding", path: Path) -> None:
+        """Write an embedding as parquet: id, e0 ... and the labels."""
+        write_embedding(collection, embedding, Path(path))
+
+    def figure(self, models: "Mapping[str, FoundationModel]", collection: Collection, test: np.ndarray) -> "Figure":
+        """Held-out spectra whose masked patches were filled in by a model."""
+        from consilience.domains.galaxies.figure import filled_spectra
+
+        return filled_spectra(models, collection, test)
+
+
+DOMAIN = Galaxies()

@@ -1,0 +1,126 @@
+"""Molecules with labels and groups: the set that RDKit ships, and files of the user.
+
+Records are SMILES strings. The bundled set holds RDKit's canonical SMILES, one per molecule. A user's file
+is kept as written (the tokenizer writes the canonical form unless told otherwise), duplicates included: they
+share a scaffold group and so stay on one side of a split. Salts and mixtures are molecules like others, with
+their dots. Nothing is dropped without an entry in `failures`.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from rdkit import Chem, RDConfig
+
+from consilience.core.errors import ConsilienceError
+from consilience.core.records import Collection, Failure, fingerprint
+from consilience.domains.molecules.properties import CHEAP, PROPERTIES
+from consilience.domains.molecules.readers import Table, read_table
+from consilience.domains.molecules.scaffolds import scaffold_group
+from consilience.tokenizers.molecule_notation import parse
+
+BUNDLED = "RDKit's NCI set (real structures, properties computed by RDKit)"
+
+
+@lru_cache(maxsize=1)
+def bundled() -> Collection:
+    """The first 5,000 molecules of the NCI open database, as RDKit ships them.
+
+    Canonical SMILES; the second and later lines of one molecule are failures that name the first. Labels are
+    computed by RDKit (`properties.PROPERTIES`). Takes about 6 s, once a process.
+    """
+    path = Path(RDConfig.RDDataDir) / "NCI" / "first_5K.smi"
+    table = read_table(path)
+    first: dict[str, str] = {}
+    smiles, reasons = [], {}
+    for place, (text, where) in enumerate(zip(table.smiles, table.places)):
+        try:
+            canonical = str(Chem.MolToSmiles(parse(text)))
+        except ConsilienceError as error:
+            canonical, reasons[place] = "", str(error)
+        if canonical and first.setdefault(canonical, where) != where:
+            reasons[place] = f"{text!r} is the same molecule as {first[canonical]}"
+        smiles.append(canonical)
+    names = [f"NCI-{name}" for name in table.names or []]
+    cleaned = Table(smiles=smiles, places=table.places, names=names, reasons=reasons)
+    return _collect(cleaned, source=BUNDLED, real=True, properties=tuple(PROPERTIES), scaffolds=True)
+
+
+def read(
+    path: Path,
+    *,
+    column: str | None = None,
+    id_column: str | None = None,
+    properties: bool | None = None,
+    scaffolds: bool = True,
+) -> Collection:
+    """Molecules of a .smi, .txt, .csv, .tsv, .sdf or .parquet file (text also .gz).
+
+    Args:
+        path: the file.
+        column: the SMILES column of a table; default: the first of the usual names.
+        id_column: the column (or SD property) of the ids; default: the usual names, else the place in
+            the file.
+        properties: add labels that RDKit computes: all of them (True), none (False), or logP and TPSA
+            where the file has no numeric column of its own (None).
+        scaffolds: group by Bemis-Murcko scaffold; without, every molecule is its own group.
+
+    Returns:
+        The readable molecules; the others are `failures`. Numeric columns are labels.
+
+    Raises:
+        ConsilienceError: naming the file, when it cannot be used or holds no readable molecule.
+    """
+    table = read_table(Path(path), column=column, id_column=id_column)
+    wanted = {None: () if table.columns else CHEAP, True: tuple(PROPERTIES), False: ()}[properties]
+    return _collect(table, source=str(path), real=False, properties=wanted, scaffolds=scaffolds)
+
+
+def _collect(
+    table: Table, *, source: str, real: bool, properties: Sequence[str], scaffolds: bool
+) -> Collection:
+    """A collection of the molecules that RDKit can read, each looked at once."""
+    ids = _ids(table)
+    kept: list[int] = []
+    groups: list[str] = []
+    failures: list[Failure] = []
+    computed: dict[str, list[float]] = {name: [] for name in properties if name not in table.columns}
+    for place, text in enumerate(table.smiles):
+        try:
+            if place in table.reasons:
+                raise ConsilienceError(table.reasons[place])
+            mol = parse(text)
+        except ConsilienceError as error:
+            failures.append(Failure(index=place, id=ids[place], reason=f"{table.places[place]}: {error}"))
+            continue
+        kept.append(place)
+        if scaffolds:
+            groups.append(scaffold_group(mol))
+        for name, column in computed.items():
+            column.append(float(PROPERTIES[name](mol)))
+    if not kept:
+        raise ConsilienceError(
+            f"{source}: none of its {len(table.smiles)} molecules can be read; first, {failures[0].reason}"
+        )
+    labels = {name: column[kept] for name, column in table.columns.items()}
+    labels |= {name: np.array(column) for name, column in computed.items()}
+    smiles = [table.smiles[place] for place in kept]
+    return Collection(
+        records=smiles,
+        ids=np.array([ids[place] for place in kept]),
+        source=source,
+        origin="real" if real else "user",
+        fingerprint=fingerprint(["\n".join(smiles), *labels.values()]),
+        labels=labels,
+        groups=np.array(groups) if scaffolds else None,
+        failures=tuple(failures),
+    )
+
+
+def _ids(table: Table) -> list[str]:
+    """The names of the file where every molecule has one of its own, else the place in the file."""
+    names = table.names
+    if names is not None and all(names) and len(set(names)) == len(names):
+        return names
+    return [place.replace(" ", "-") for place in table.places]

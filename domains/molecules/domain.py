@@ -1,0 +1,71 @@
+"""Molecules as a domain: everything the rest of the package asks of this science."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from consilience.core.records import Collection
+from consilience.core.tokenizer import Tokenizer
+from consilience.domains.base import Domain, QuickPreset, Task
+from consilience.domains.molecules import data, evaluate, readers
+from consilience.tokenizers.molecules import MoleculeTokenizer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from consilience.core.model import Embedding, FoundationModel
+
+
+class MoleculesDomain(Domain):
+    """SMILES strings: bundled NCI molecules, files of users, ECFP4 as the baseline, drawn samples."""
+
+    name: ClassVar[str] = "molecules"
+    tokenizer: ClassVar[type[Tokenizer[Any]]] = MoleculeTokenizer
+    suffixes: ClassVar[tuple[str, ...]] = readers.SUFFIXES
+    # 96 tokens hold 99.5% of the bundled molecules; the longest has 240 characters.
+    quick: ClassVar[QuickPreset] = QuickPreset(
+        objectives=("next-token", "masked", "masked-diffusion"),
+        tokenizer={"max_length": 96},
+        tasks=("logP", "TPSA"),
+    )
+
+    def bundled(self) -> Collection:
+        """RDKit's NCI set; see `data.bundled`."""
+        return data.bundled()
+
+    def read(self, path: Path, **options: Any) -> Collection:
+        """Molecules of a file; options and errors as in `data.read`."""
+        return data.read(path, **options)
+
+    def tasks(self, collection: Collection) -> list[Task]:
+        """One task per label; see `evaluate.tasks`."""
+        return evaluate.tasks(collection)
+
+    def baseline(self, collection: Collection, train: np.ndarray) -> tuple[str, np.ndarray]:
+        """ECFP4 fingerprints."""
+        return evaluate.baseline(collection, train)
+
+    def write_records(self, records: Any, path: Path, columns: Mapping[str, Any] | None = None) -> None:
+        """Molecules as .smi, .csv or .parquet; see `writers.write_records`."""
+        from consilience.domains.molecules.writers import write_records
+
+        write_records(records, path, columns)
+
+    def write_embedding(self, collection: Collection, embedding: "Embedding", path: Path) -> None:
+        """Embeddings as parquet; see `writers.write_embedding`."""
+        from consilience.domains.molecules.writers import write_embedding
+
+        write_embedding(collection, embedding, path)
+
+    def figure(
+        self, models: "Mapping[str, FoundationModel]", collection: Collection, test: np.ndarray
+    ) -> "Figure":
+        """Drawn samples and their properties; see `figure.figure`."""
+        from consilience.domains.molecules.figure import figure
+
+        return figure(models, collection, test)
+
+
+DOMAIN = MoleculesDomain()

@@ -1,0 +1,55 @@
+"""Tasks of a collection of molecules, and the classical representation they are compared with."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rdkit import Chem
+from rdkit.Chem import rdFingerprintGenerator
+
+from consilience.core.records import Collection
+from consilience.domains.base import Task
+from consilience.tokenizers.molecule_notation import parse
+
+FINGERPRINT = "ECFP4 (2048 bits)"
+BITS = 2048
+
+
+def tasks(collection: Collection) -> list[Task]:
+    """One task per label that varies: 0/1 labels are classification, other numbers regression.
+
+    The order is that of the labels: a file's own columns first, logP before the other computed properties.
+    """
+    found = []
+    for name, column in collection.labels.items():
+        values = np.unique(column[~np.isnan(column)])
+        if len(values) < 2:
+            continue
+        binary = len(values) == 2 and set(values.tolist()) == {0.0, 1.0}
+        found.append(Task(name=name, label=name, kind="classification" if binary else "regression"))
+    return found
+
+
+def morgan_fingerprints(smiles: Sequence[Any]) -> np.ndarray:
+    """Morgan fingerprints of radius 2 (ECFP4; Rogers & Hahn 2010, doi:10.1021/ci100050t).
+
+    Args:
+        smiles: n SMILES or RDKit Mols.
+
+    Returns:
+        (n, 2048) float32 of zeros and ones.
+
+    Raises:
+        ConsilienceError: for a SMILES that RDKit cannot read.
+    """
+    generator = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=BITS)
+    bits = np.zeros((len(smiles), BITS), np.float32)
+    for row, record in enumerate(smiles):
+        mol = record if isinstance(record, Chem.Mol) else parse(record)
+        bits[row] = generator.GetFingerprintAsNumPy(mol)
+    return bits
+
+
+def baseline(collection: Collection, train: np.ndarray) -> tuple[str, np.ndarray]:
+    """ECFP4 of all molecules. Nothing is fitted, so `train` is not looked at."""
+    return FINGERPRINT, morgan_fingerprints(collection.records)

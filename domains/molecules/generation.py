@@ -1,0 +1,141 @@
+"""How good generated molecules are: validity, uniqueness, novelty, diversity, properties beside real ones.
+
+Definitions follow MOSES (Polykovskiy et al. 2020, doi:10.3389/fphar.2020.565644). Every share has its own
+denominator, which stands in the docstring, and nothing invalid is dropped before it is counted.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rdkit import Chem, DataStructs
+from rdkit.Chem import FilterCatalog, rdFingerprintGenerator
+from rdkit.DataStructs import ExplicitBitVect
+from scipy.stats import wasserstein_distance
+
+from consilience.core.errors import ConsilienceError
+from consilience.domains.molecules.properties import PROPERTIES
+from consilience.tokenizers.molecule_notation import canonical, parse
+
+DESCRIPTORS = ("logP", "TPSA", "molecular weight", "QED")
+DIVERSITY_SAMPLE = 2000
+"""Molecules compared pairwise at most: the first ones, as the samples come in no order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationReport:
+    """What `assess` measures.
+
+    Args:
+        generated: number of strings.
+        valid: share of the strings that RDKit reads as a molecule with at least one atom.
+        unique: share of different canonical SMILES among the valid ones; NaN when none is valid.
+        novel: share of the unique ones that are not in the training set; NaN when none is valid.
+        internal_diversity: 1 - mean Tanimoto similarity (ECFP4, 2048 bits) over all ordered pairs of valid
+            molecules, each with itself included (IntDiv1); NaN when none is valid.
+        nearest_similarity: mean Tanimoto similarity of a valid molecule to its nearest reference (SNN).
+        pains: share of the valid ones with an alert of the PAINS filters (Baell & Holloway 2010).
+        distances: property -> Wasserstein-1 distance between the valid ones and the reference, in the units
+            of the property; NaN when none is valid.
+    """
+
+    generated: int
+    valid: float
+    unique: float
+    novel: float
+    internal_diversity: float
+    nearest_similarity: float
+    pains: float
+    distances: Mapping[str, float]
+
+    def line(self) -> str:
+        """One line for a title or a log."""
+        parts = [f"{self.valid:.0%} valid"]
+        if self.valid > 0:
+            parts += [f"{self.unique:.0%} of them unique", f"{self.novel:.0%} of those novel"]
+        return f"{self.generated} generated, " + ", ".join(parts)
+
+
+def canonical_or_none(strings: Sequence[str]) -> list[str | None]:
+    """Canonical SMILES of every string; None where it is no molecule."""
+    found: list[str | None] = []
+    for text in strings:
+        try:
+            found.append(canonical(text))
+        except ConsilienceError:
+            found.append(None)
+    return found
+
+
+def describe(mols: Sequence[Chem.Mol]) -> dict[str, np.ndarray]:
+    """Property -> (n,) values of DESCRIPTORS."""
+    return {name: np.array([PROPERTIES[name](mol) for mol in mols], np.float64) for name in DESCRIPTORS}
+
+
+def assess(
+    strings: Sequence[str], training: Sequence[str], reference: Sequence[str] | None = None
+) -> GenerationReport:
+    """Measure generated strings.
+
+    Args:
+        strings: what a model wrote, invalid strings and duplicates included.
+        training: the SMILES it was trained on; novelty is measured against them.
+        reference: real SMILES that properties and similarity are compared with (held-out ones, best);
+            default: the training ones.
+
+    Raises:
+        ConsilienceError: when there are no strings or no readable reference.
+    """
+    if not strings:
+        raise ConsilienceError("no generated molecules to assess; generate at least one")
+    smiles = [text for text in canonical_or_none(strings) if text is not None]
+    real = [parse(text) for text in canonical_or_none(training if reference is None else reference) if text]
+    if not real:
+        raise ConsilienceError(
+            "no readable molecule to compare the generated ones with; pass training SMILES"
+        )
+    if not smiles:
+        nothing = float("nan")
+        return GenerationReport(
+            generated=len(strings),
+            valid=0.0,
+            unique=nothing,
+            novel=nothing,
+            internal_diversity=nothing,
+            nearest_similarity=nothing,
+            pains=nothing,
+            distances=dict.fromkeys(DESCRIPTORS, nothing),
+        )
+    mols = [parse(text) for text in smiles]
+    distinct = set(smiles)
+    known = set(canonical_or_none(training))
+    mine, theirs = describe(mols), describe(real)
+    bits, real_bits = _bits(mols[:DIVERSITY_SAMPLE]), _bits(real)
+    return GenerationReport(
+        generated=len(strings),
+        valid=len(smiles) / len(strings),
+        unique=len(distinct) / len(smiles),
+        novel=len(distinct - known) / len(distinct),
+        internal_diversity=1 - float(np.mean([np.mean(row) for row in _similarities(bits, bits)])),
+        nearest_similarity=float(np.mean([np.max(row) for row in _similarities(bits, real_bits)])),
+        pains=_pains_share(mols),
+        distances={name: float(wasserstein_distance(mine[name], theirs[name])) for name in DESCRIPTORS},
+    )
+
+
+def _bits(mols: Sequence[Chem.Mol]) -> list[ExplicitBitVect]:
+    generator = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=2048)
+    return [generator.GetFingerprint(mol) for mol in mols]
+
+
+def _similarities(left: list[ExplicitBitVect], right: list[ExplicitBitVect]) -> list[list[float]]:
+    """Tanimoto similarities of every left molecule to all right ones."""
+    return [DataStructs.BulkTanimotoSimilarity(bits, right) for bits in left]
+
+
+def _pains_share(mols: Sequence[Chem.Mol]) -> float:
+    """Share of the molecules with at least one PAINS alert."""
+    options = FilterCatalog.FilterCatalogParams()
+    options.AddCatalog(FilterCatalog.FilterCatalogParams.FilterCatalogs.PAINS)
+    alerts = FilterCatalog.FilterCatalog(options)
+    return float(np.mean([alerts.HasMatch(mol) for mol in mols]))

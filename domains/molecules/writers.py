@@ -1,0 +1,81 @@
+"""Writers: generated molecules and embeddings in the formats of chemistry and of data frames."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rdkit import Chem
+
+from consilience.core.errors import ConsilienceError
+from consilience.core.records import Collection
+from consilience.domains.molecules.generation import canonical_or_none
+
+if TYPE_CHECKING:
+    from consilience.core.model import Embedding
+
+
+def write_records(records: Sequence[Any], path: Path, columns: Mapping[str, Any] | None = None) -> None:
+    """Write generated molecules, invalid strings and duplicates included, in the order they came.
+
+    .csv and .parquet: smiles, valid, canonical_smiles ("" when invalid), then `columns`.
+    .smi: without header, parted by tabs: the string, an id (the column `id`, or generated-1, ...), and
+    `valid` or `invalid`.
+
+    Raises:
+        ConsilienceError: for another ending, or a column whose length is not that of the records.
+    """
+    if path.suffix not in (".smi", ".csv", ".parquet"):
+        raise ConsilienceError(
+            f"{path}: molecules are written as .smi, .csv or .parquet, not {path.suffix!r}"
+        )
+    strings = [
+        str(Chem.MolToSmiles(record)) if isinstance(record, Chem.Mol) else str(record) for record in records
+    ]
+    frame = pd.DataFrame({"smiles": pd.Series(strings, dtype=str)})
+    canonical = canonical_or_none(strings)
+    frame["valid"] = [text is not None for text in canonical]
+    frame["canonical_smiles"] = [text or "" for text in canonical]
+    for name, column in (columns or {}).items():
+        if len(column) != len(strings):
+            raise ConsilienceError(
+                f"{path}: column {name!r} has {len(column)} entries for {len(strings)} molecules"
+            )
+        frame[name] = np.asarray(column)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        frame.to_parquet(path, index=False)
+    elif path.suffix == ".csv":
+        frame.to_csv(path, index=False)
+    else:
+        ids = frame["id"] if "id" in frame else [f"generated-{row}" for row in range(1, len(frame) + 1)]
+        marks = ["valid" if valid else "invalid" for valid in frame["valid"]]
+        lines = ["\t".join(map(str, cells)) for cells in zip(strings, ids, marks)]
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def write_embedding(collection: Collection, embedding: "Embedding", path: Path) -> None:
+    """Write `id`, `smiles` and `embedding_0` ... as parquet, one row per embedded molecule.
+
+    Records that could not be embedded have no row; they are in `embedding.failures`.
+
+    Raises:
+        ConsilienceError: unless the path ends in .parquet.
+    """
+    if path.suffix != ".parquet":
+        raise ConsilienceError(
+            f"{path}: embeddings of molecules are written as .parquet, not {path.suffix!r}"
+        )
+    vectors = np.asarray(embedding.vectors, np.float32)
+    smiles = [collection.records[int(place)] for place in embedding.index]
+    texts = [str(Chem.MolToSmiles(item)) if isinstance(item, Chem.Mol) else str(item) for item in smiles]
+    columns = {
+        "id": pa.array([str(name) for name in embedding.ids], pa.string()),
+        "smiles": pa.array(texts, pa.string()),
+    }
+    columns |= {f"embedding_{k}": pa.array(vectors[:, k]) for k in range(vectors.shape[1])}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)

@@ -1,0 +1,215 @@
+"""Readers: a file of point clouds to a Source, by its ending.
+
+.xyz, .extxyz: atoms through ASE, any number of frames; `key=value` of the second line become labels.
+.sdf: molecules in 3D through RDKit; properties become labels, molecules (without stereochemistry) groups.
+.ply: one cloud, the places of the element `vertex`, without a unit.
+.npz: see `arrays.read_npz`; QM9 in two layouts: see `qm9`.
+A folder: all such files in the order of their names.
+"""
+
+import io
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+from plyfile import PlyData, PlyParseError
+from rdkit import Chem, rdBase
+
+from consilience.core.errors import ConsilienceError
+from consilience.core.records import Failure
+from consilience.domains.points import qm9
+from consilience.domains.points.arrays import read_npz
+from consilience.domains.points.conformers import flat_smiles
+from consilience.domains.points.source import Source, columns_of
+from consilience.tokenizers.point_records import PointCloud
+
+SUFFIXES = (".xyz", ".extxyz", ".sdf", ".ply", ".npz", ".csv")
+ID_NAMES = ("id", "name", "_Name")
+
+
+def read_source(path: Path) -> Source:
+    """Clouds of a file or folder.
+
+    Raises:
+        ConsilienceError: no such file, an unknown ending, an empty or a broken file.
+    """
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.is_file():
+        raise ConsilienceError(f"{path}: no such file")
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ConsilienceError(
+            f"{path}: point clouds are read from {', '.join(SUFFIXES)}, not {path.suffix!r}"
+        )
+    if path.stat().st_size == 0:
+        raise ConsilienceError(f"{path}: the file is empty; it holds no point cloud")
+    source = reader(path)
+    if not len(source.clouds) and not source.failures:
+        raise ConsilienceError(f"{path}: the file is empty; it holds no point cloud")
+    return source
+
+
+def _read_folder(folder: Path) -> Source:
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise ConsilienceError(f"{folder}: no file that ends in {', '.join(SUFFIXES)}")
+    parts = [file for file in files if file.suffix == ".csv"]
+    if parts:
+        return qm9.read_qm9([file for file in parts if qm9.is_qm9(_header(file))] or parts)
+    clouds: list[PointCloud] = []
+    ids: list[str] = []
+    rows: list[dict[str, object]] = []
+    groups: list[str] = []
+    failures: list[Failure] = []
+    for place, file in enumerate(files):
+        try:
+            source = read_source(file)
+        except ConsilienceError as error:
+            failures.append(Failure(index=place, id=file.name, reason=str(error)))
+            continue
+        failures += source.failures
+        for i, cloud in enumerate(source.clouds):
+            clouds.append(cloud)
+            rows.append({name: column[i] for name, column in source.labels.items()})
+            groups.append(str(source.ids[i] if source.groups is None else source.groups[i]))
+        ids += source.ids
+    return Source(
+        clouds=clouds,
+        ids=ids,
+        places=range(len(clouds)),
+        labels=columns_of(rows),
+        groups=np.array(groups),
+        failures=tuple(failures),
+    )
+
+
+def _read_xyz(path: Path) -> Source:
+    clouds, ids, places, rows, failures = [], [], [], [], []
+    for place, (line, text) in enumerate(_frames(path)):
+        try:
+            atoms = ase.io.read(io.StringIO(text), format="extxyz")
+        except (ValueError, KeyError, IndexError, OSError) as error:
+            reason = f"{path}: frame {place + 1} (line {line}): {_told(error)}"
+            failures.append(Failure(index=place, id=f"{path.stem}-{place}", reason=reason))
+            continue
+        info = dict(atoms.info) if "=" in text.split("\n", 2)[1] else {}
+        info |= atoms.calc.results if atoms.calc is not None else {}
+        clouds.append(
+            PointCloud(atoms.get_positions(), np.array(atoms.get_chemical_symbols()), unit="angstrom")
+        )
+        ids.append(_name(info, f"{path.stem}-{place}"))
+        places.append(place)
+        rows.append(info)
+    return Source(
+        clouds=clouds, ids=_unique(ids), places=places, labels=columns_of(rows), failures=tuple(failures)
+    )
+
+
+def _frames(path: Path) -> Iterator[tuple[int, str]]:
+    """(number of the first line, text) of every frame; what follows a broken count line is one last frame.
+
+    The file is cut before ASE sees it, so that one bad frame does not hide the good ones after it.
+    """
+    with path.open(encoding="utf-8", errors="replace") as file:
+        number = 0
+        for line in file:
+            number += 1
+            if not line.strip():
+                continue
+            first, frame = number, [line]
+            count = int(line) if line.strip().isdigit() else None
+            for _ in range(count + 1) if count is not None else ():
+                frame.append(file.readline())
+                number += 1
+            if count is None:
+                raise ConsilienceError(
+                    f"{path}: line {first} should hold a number of atoms, not {line.strip()[:40]!r}"
+                )
+            yield first, "".join(frame)
+
+
+def _read_sdf(path: Path) -> Source:
+    clouds, ids, places, rows, groups, failures = [], [], [], [], [], []
+    with path.open("rb") as file, rdBase.BlockLogs():
+        for place, mol in enumerate(Chem.ForwardSDMolSupplier(file, removeHs=False)):
+            flat = mol is None or not mol.GetNumConformers() or not mol.GetConformer().Is3D()
+            if flat:
+                why = "RDKit cannot read this structure" if mol is None else "has no 3D coordinates"
+                failures.append(
+                    Failure(index=place, id=f"{path.stem}-{place}", reason=f"{path}: entry {place + 1} {why}")
+                )
+                continue
+            info = mol.GetPropsAsDict(includePrivate=True)
+            numbers = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()])
+            clouds.append(PointCloud(mol.GetConformer().GetPositions(), numbers, unit="angstrom"))
+            ids.append(_name(info, f"{path.stem}-{place}"))
+            places.append(place)
+            rows.append({name: value for name, value in info.items() if not name.startswith("_")})
+            groups.append(flat_smiles(mol))
+    return Source(
+        clouds=clouds,
+        ids=_unique(ids),
+        places=places,
+        labels=columns_of(rows),
+        groups=np.array(groups),
+        failures=tuple(failures),
+    )
+
+
+def _read_ply(path: Path) -> Source:
+    try:
+        vertices = PlyData.read(str(path))["vertex"].data
+        positions = np.stack([vertices[axis] for axis in "xyz"], axis=1)
+    except (PlyParseError, KeyError, ValueError, OSError) as error:
+        raise ConsilienceError(
+            f"{path}: cannot be read as PLY with x, y, z of vertices ({_told(error)})"
+        ) from error
+    return Source(clouds=[PointCloud(positions)], ids=[path.stem], places=[0])
+
+
+def _read_arrays(path: Path) -> Source:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            held = {name: file[name] for name in file.files}
+    except (ValueError, OSError, EOFError) as error:
+        raise ConsilienceError(f"{path}: cannot be read as .npz ({_told(error)}); is it whole?") from error
+    return qm9.from_arrays(held) if "xyz_1e4A" in held else read_npz(path, held)
+
+
+def _read_csv(path: Path) -> Source:
+    if not qm9.is_qm9(_header(path)):
+        raise ConsilienceError(
+            f"{path}: of .csv files only the parts of qm9pack hold point clouds; use .npz or .xyz"
+        )
+    return qm9.read_qm9(path)
+
+
+def _header(path: Path) -> list[str]:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.readline().strip().split(",")
+
+
+def _name(info: Mapping[str, Any], default: str) -> str:
+    return next((str(info[name]) for name in ID_NAMES if str(info.get(name, "")).strip()), default)
+
+
+def _unique(ids: list[str]) -> list[str]:
+    """The names where each is one of its own, else with their place added."""
+    return ids if len(set(ids)) == len(ids) else [f"{name}#{place}" for place, name in enumerate(ids)]
+
+
+def _told(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+_READERS: Mapping[str, Callable[[Path], Source]] = {
+    ".xyz": _read_xyz,
+    ".extxyz": _read_xyz,
+    ".sdf": _read_sdf,
+    ".ply": _read_ply,
+    ".npz": _read_arrays,
+    ".csv": _read_csv,
+}

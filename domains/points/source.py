@@ -1,0 +1,67 @@
+"""Source: what a reader finds in a file, before clouds are checked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from consilience.core.records import Failure, Origin
+from consilience.tokenizers.point_records import PointCloud, PointTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Clouds of a file with their names and labels.
+
+    Args:
+        clouds: n clouds.
+        ids: n names.
+        places: n places in the file, counted from 0.
+        labels: name -> (n,) numbers (NaN where unknown) or strings ("" where unknown).
+        groups: (n,) what must not be split between training and test.
+        failures: what could not be turned into a cloud.
+        origin: user, or computed for known collections.
+    """
+
+    clouds: Sequence[PointCloud]
+    ids: Sequence[str]
+    places: Sequence[int]
+    labels: Mapping[str, np.ndarray] = field(default_factory=dict)
+    groups: np.ndarray | None = None
+    failures: tuple[Failure, ...] = ()
+    origin: Origin = "user"
+
+
+def without_hydrogens(source: Source) -> Source:
+    """The same clouds without the points of type H; clouds of hydrogen alone become empty."""
+    table = PointTable.of(source.clouds)
+    if table.codes is None or "H" not in table.names:
+        return source
+    heavy = table.codes != table.names.index("H")
+    sizes = np.add.reduceat(np.append(heavy, False), table.starts[:-1]) * (table.sizes > 0)
+    clouds = PointTable(
+        table.positions[heavy],
+        np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        table.codes[heavy],
+        table.names,
+        None if table.features is None else table.features[heavy],
+        table.unit,
+    )
+    return replace(source, clouds=clouds)
+
+
+def columns_of(rows: Sequence[Mapping[str, object]]) -> dict[str, np.ndarray]:
+    """Labels of n records from their dictionaries: numeric where every value is a number, else strings.
+
+    Values that are neither numbers nor strings (arrays, nested data) are no labels.
+    """
+    scalar = (int, float, str, bool, np.number, np.bool_)
+    names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, scalar))
+    columns = {}
+    for name in names:
+        values = [row.get(name) for row in rows]
+        if any(isinstance(value, str) for value in values):
+            columns[name] = np.array(["" if value is None else str(value) for value in values])
+        elif all(value is None or isinstance(value, scalar) for value in values):
+            columns[name] = np.array([np.nan if value is None else float(value) for value in values])  # type: ignore[arg-type]
+    return columns

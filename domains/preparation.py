@@ -1,0 +1,115 @@
+"""From a science's data to something that can be trained on: readable records, grouped split, fitted tokenizer."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from consilience.core.errors import ConsilienceError
+from consilience.core.records import Collection, Failure, take_records
+from consilience.core.tokenizer import Tokenizer
+from consilience.domains.base import Domain
+from consilience.domains.splits import Split, grouped_split, split_hash
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """One science's data, ready for training.
+
+    Args:
+        domain: the science.
+        collection: the records that can be tokenized.
+        split: training, validation and test rows of the collection; no group stands in two.
+        tokenizer: fitted on the training rows alone.
+        failures: records that could not be read or tokenized.
+    """
+
+    domain: Domain
+    collection: Collection
+    split: Split
+    tokenizer: Tokenizer[Any]
+    failures: tuple[Failure, ...]
+
+    def records(self, part: str) -> Any:
+        """The records of a part: "train", "validation" or "test"."""
+        return take_records(self.collection.records, getattr(self.split, part))
+
+    def provenance(self) -> dict[str, Any]:
+        """What a checkpoint says of the data."""
+        return {
+            "source": self.collection.source,
+            "origin": self.collection.origin,
+            "fingerprint": self.collection.fingerprint,
+            "records": len(self.collection),
+            "train": len(self.split.train),
+            "failures": len(self.failures),
+            "split": split_hash(self.split),
+        }
+
+
+def load_collection(
+    domain: Domain, data: Path | None, options: Mapping[str, Any] | None = None
+) -> Collection:
+    """Records of a file, or the bundled ones when there is none; ConsilienceError when nothing is readable."""
+    collection = domain.bundled() if data is None else domain.read(data, **(options or {}))
+    if not len(collection):
+        reasons = "; ".join(failure.reason for failure in collection.failures[:3])
+        raise ConsilienceError(
+            f"{collection.source} holds no readable record{': ' + reasons if reasons else ''}"
+        )
+    return collection
+
+
+def prepare(
+    domain: Domain,
+    collection: Collection,
+    *,
+    tokenizer: Mapping[str, Any] | Tokenizer[Any] | None = None,
+    limit: int | None = None,
+    split_seed: int = 0,
+) -> Prepared:
+    """Split by group, fit the tokenizer on training rows, set records aside that it cannot read.
+
+    Args:
+        domain: the science.
+        collection: its records.
+        tokenizer: options to fit one with, or one that is fitted already.
+        limit: use at most this many records, drawn with a fixed seed.
+        split_seed: of the split.
+    """
+    if limit is not None and limit < len(collection):
+        chosen = np.random.default_rng(0).permutation(len(collection))[:limit]
+        collection = collection.take(np.sort(chosen))
+    failures = list(collection.failures)
+    fitted: Tokenizer[Any]
+    if isinstance(tokenizer, Tokenizer):
+        fitted = tokenizer
+        split = grouped_split(collection.group_of, seed=split_seed)
+    else:
+        split = grouped_split(collection.group_of, seed=split_seed)
+        fitted = domain.tokenizer.fit(take_records(collection.records, split.train), **(tokenizer or {}))
+    refused = fitted.check(collection.records)
+    if refused:
+        failures += [
+            Failure(index=f.index, id=str(collection.ids[f.index]), reason=f.reason) for f in refused
+        ]
+        bad = {f.index for f in refused}
+        keep = np.array([i for i in range(len(collection)) if i not in bad], dtype=np.int64)
+        if not len(keep):
+            raise ConsilienceError(
+                f"{collection.source}: no record can be tokenized; first: {refused[0].reason}"
+            )
+        place = np.full(len(collection), -1)
+        place[keep] = np.arange(len(keep))
+        parts = {name: place[index][place[index] >= 0] for name, index in split.parts().items()}
+        collection, split = collection.take(keep), Split(**parts)
+        logger.warning("%s: %d of %d records set aside; first: %s",
+                       domain.name, len(refused), len(refused) + len(keep), refused[0].reason)  # fmt: skip
+    return Prepared(
+        domain=domain, collection=collection, split=split, tokenizer=fitted, failures=tuple(failures)
+    )

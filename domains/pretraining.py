@@ -1,0 +1,191 @@
+"""A training run: data of one or several sciences -> one trained model in one folder."""
+
+import csv
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from consilience.core.checkpoint import load_model, take_core
+from consilience.core.errors import ConsilienceError
+from consilience.core.feed import Source
+from consilience.core.model import FoundationModel
+from consilience.core.objectives import Objective
+from consilience.core.training import Outcome, TrainingConfig, fit
+from consilience.core.transformer import CoreConfig
+from consilience.domains.base import Domain
+from consilience.domains.preparation import Prepared, load_collection, prepare
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """A finished (or interrupted) run."""
+
+    model: FoundationModel
+    outcome: Outcome
+    prepared: Mapping[str, Prepared]
+
+
+def pretrain(
+    prepared: Mapping[str, Prepared],
+    objective: Objective,
+    *,
+    core: CoreConfig,
+    training: TrainingConfig,
+    weights: Mapping[str, float] | None = None,
+    folder: Path | None = None,
+    resume: bool = False,
+    init_core: Path | None = None,
+    progress: bool = True,
+    on_step: Callable[[int], None] | None = None,
+) -> TrainedRun:
+    """Train one set of core weights on the prepared data of one or several sciences.
+
+    Args:
+        prepared: science -> its data.
+        objective: what to train with.
+        core: size of the transformer.
+        training: how.
+        weights: science -> share of the steps; default: equal.
+        folder: where the model, logs and the resumable checkpoint go; None keeps nothing.
+        resume: go on with the run in `folder`.
+        init_core: start from the core of the model in this folder.
+        progress: show a bar.
+        on_step: called after each step.
+    """
+    weights = dict(weights or {})
+    unknown = sorted(set(weights) - set(prepared))
+    if unknown:
+        raise ConsilienceError(
+            f"weights name {', '.join(unknown)}, which is not trained on: {', '.join(prepared)}"
+        )
+    if resume:
+        model = _resumed(folder, prepared, objective, core)
+    else:
+        torch.manual_seed(training.seed)
+        model = FoundationModel(core, {name: part.tokenizer for name, part in prepared.items()}, objective)
+        if init_core is not None:
+            take_core(model, init_core)
+    model.provenance = {
+        "data": {name: part.provenance() for name, part in prepared.items()},
+        "training": asdict(training),
+        "init_core": None if init_core is None else str(init_core),
+    }
+    if folder is not None and not resume:
+        model.save(folder)
+        write_failures(prepared, folder)
+    outcome = fit(
+        model,
+        {
+            name: Source(
+                records=part.records("train"), tokenizer=part.tokenizer, weight=weights.get(name, 1.0)
+            )
+            for name, part in prepared.items()
+        },
+        {
+            name: Source(records=part.records("validation"), tokenizer=part.tokenizer)
+            for name, part in prepared.items()
+        },
+        training,
+        folder=folder,
+        resume=resume,
+        progress=progress,
+        on_step=on_step,
+    )
+    model.provenance["outcome"] = {
+        "steps": outcome.steps,
+        "tokens": outcome.tokens,
+        "seconds": round(outcome.seconds, 1),
+        "interrupted": outcome.interrupted,
+        "validation": {name: values[-1][1] for name, values in outcome.history.validation.items() if values},
+    }
+    if folder is not None:
+        model.save(folder)
+    return TrainedRun(model=model, outcome=outcome, prepared=prepared)
+
+
+def train_domains(
+    domains: Sequence[Domain],
+    objective: Objective,
+    *,
+    data: Mapping[str, Path] | None = None,
+    read: Mapping[str, Mapping[str, Any]] | None = None,
+    tokenizers: Mapping[str, Mapping[str, Any]] | None = None,
+    limit: int | None = None,
+    core: CoreConfig,
+    training: TrainingConfig,
+    folder: Path,
+    resume: bool = False,
+    **options: Any,
+) -> TrainedRun:
+    """Read, prepare and train; see `pretrain` for the other options.
+
+    Args:
+        domains: the sciences.
+        objective: what to train with.
+        data: science -> file; bundled data where left out.
+        read: science -> options of its reader.
+        tokenizers: science -> options of its tokenizer.
+        limit: at most this many records a science.
+        core: size of the transformer.
+        training: how.
+        folder: where everything goes; must be new or empty unless `resume`.
+        resume: go on with the run in `folder`, with its own tokenizers.
+        options: of `pretrain`.
+    """
+    if not resume and folder.exists() and any(folder.iterdir()):
+        raise ConsilienceError(
+            f"{folder} is not empty: choose another --out, or --resume the run that is in it"
+        )
+    kept: Mapping[str, Any] = load_model(FoundationModel, folder).tokenizers if resume else {}
+    prepared = {}
+    for domain in domains:
+        collection = load_collection(domain, (data or {}).get(domain.name), (read or {}).get(domain.name))
+        chosen = kept.get(domain.name) or (tokenizers or {}).get(domain.name)
+        prepared[domain.name] = prepare(domain, collection, tokenizer=chosen, limit=limit)
+    return pretrain(
+        prepared, objective, core=core, training=training, folder=folder, resume=resume, **options
+    )
+
+
+def write_failures(prepared: Mapping[str, Prepared], folder: Path) -> None:
+    """`failures.csv`: every record that was set aside, with the reason; nothing is dropped in silence."""
+    rows = [(name, f.index, f.id, f.reason) for name, part in prepared.items() for f in part.failures]
+    with (folder / "failures.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("domain", "index", "id", "reason"))
+        writer.writerows(rows)
+
+
+def _resumed(
+    folder: Path | None, prepared: Mapping[str, Prepared], objective: Objective, core: CoreConfig
+) -> FoundationModel:
+    """The model of an interrupted run, checked to be the same run."""
+    if folder is None:
+        raise ConsilienceError("--resume needs the folder of the run")
+    model = load_model(FoundationModel, folder)
+    if model.objective != objective or model.core_config != core:
+        raise ConsilienceError(
+            f"{folder} holds a run with objective {model.objective} and core {model.core_config}; "
+            f"resume it with the same"
+        )
+    for name, part in prepared.items():
+        before = model.provenance.get("data", {}).get(name, {}).get("fingerprint")
+        if before != part.collection.fingerprint:
+            raise ConsilienceError(
+                f"{folder} was trained on {name} data with fingerprint {before}, this is "
+                f"{part.collection.fingerprint}: resume with the same file"
+            )
+    return model.train()
+
+
+def save_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """`settings.json`: the resolved options of the run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "settings.json").write_text(json.dumps(settings, indent=1, default=str))

@@ -1,0 +1,166 @@
+"""Rows of a CSR chunk as flat arrays and padded blocks: select, sort and rank genes of many cells at once.
+
+Everything works on 64-bit keys whose high half sorts and whose low half says what is sorted. Keys are unique
+within a cell, so that any sorting algorithm gives the same answer and ties need no stable sort.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import scipy.sparse as sp
+
+_LOW = np.uint64(0xFFFFFFFF)
+_SHIFT = np.uint64(32)
+_LAST = np.uint64(0xFFFFFFFFFFFFFFFF)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Expressed:
+    """The expressed genes of n cells, laid end to end.
+
+    Args:
+        genes: (T,) int64 vocabulary indices.
+        counts: (T,) float32, positive.
+        length: (n,) int64, the number of expressed genes of each cell; T in all.
+    """
+
+    genes: np.ndarray
+    counts: np.ndarray
+    length: np.ndarray
+
+    @classmethod
+    def of(cls, counts: sp.csr_array, columns: np.ndarray, *, add_up: bool) -> Self:
+        """The expressed genes of a CSR chunk; `columns` maps its columns to vocabulary indices, -1 = dropped.
+
+        Args:
+            counts: n rows in memory.
+            columns: see `GeneMatch.columns`.
+            add_up: whether several columns may be one gene.
+        """
+        genes = columns[counts.indices]
+        values = counts.data.astype(np.float32, copy=False)
+        keep = (genes >= 0) & (values > 0)
+        indptr = counts.indptr.astype(np.int64)
+        if not keep.all():
+            indptr = np.concatenate([[0], np.cumsum(keep)])[indptr]
+            genes, values = genes[keep], values[keep]
+        if add_up:
+            # Copies: sum_duplicates works in place and must not touch the caller's arrays.
+            table = sp.csr_array(
+                (values.copy(), genes.copy(), indptr), shape=(len(indptr) - 1, columns.max() + 1)
+            )
+            table.sum_duplicates()
+            genes, values, indptr = table.indices.astype(np.int64), table.data, table.indptr.astype(np.int64)
+        return cls(genes=genes, counts=values, length=np.diff(indptr))
+
+    def select(self, keep: np.ndarray) -> Self:
+        """The entries where keep is True. keep: (T,) bool."""
+        ends = np.concatenate([[0], np.cumsum(keep)])[np.cumsum(self.length)]
+        return type(self)(
+            genes=self.genes[keep], counts=self.counts[keep], length=np.diff(ends, prepend=0).astype(np.int64)
+        )
+
+    def join(self, other: Self) -> Self:
+        """The entries of both, cell by cell."""
+        place = np.concatenate(
+            [np.repeat(np.arange(len(part.length)), part.length) for part in (self, other)]
+        )
+        order = np.argsort(place, kind="stable")
+        return type(self)(
+            genes=np.concatenate([self.genes, other.genes])[order],
+            counts=np.concatenate([self.counts, other.counts])[order],
+            length=self.length + other.length,
+        )
+
+
+def pad(flat: np.ndarray, length: np.ndarray, fill: np.uint64) -> np.ndarray:
+    """(n, max length) block of a flat array, filled up with `fill` at the right."""
+    width = int(length.max()) if len(length) else 0
+    block = np.full((len(length), width), fill, dtype=flat.dtype)
+    block[np.arange(width) < length[:, None]] = flat
+    return block
+
+
+def _ranking_keys(cells: Expressed, score: np.ndarray) -> np.ndarray:
+    """Keys that ascend with the score and, among equal scores, descend with the vocabulary index.
+
+    Bits of positive float32 numbers sort like the numbers.
+    """
+    bits = score.astype(np.float32, copy=False).view(np.uint32).astype(np.uint64)
+    return (bits << _SHIFT) | (_LOW - cells.genes.astype(np.uint64))
+
+
+def keep_best(cells: Expressed, score: np.ndarray, limit: np.ndarray) -> Expressed:
+    """The `limit` genes of each cell with the highest score; ties go to the earlier vocabulary gene.
+
+    Args:
+        cells: T expressed genes of n cells.
+        score: (T,) float32, positive.
+        limit: (n,) int64, at least 1.
+    """
+    over = cells.length > limit
+    if not over.any():
+        return cells
+    keys = _ranking_keys(cells, score)
+    busy = np.repeat(over, cells.length)
+    block = pad(keys[busy], cells.length[over], np.uint64(0))
+    # One partition serves all cells: its first element is the lowest key kept by the widest limit. Only cells
+    # with a smaller limit need the rest in order.
+    wanted = limit[over]
+    widest = int(wanted.max())
+    first = block.shape[1] - widest
+    best = np.partition(block, first, axis=1)[:, first:]
+    if (wanted < widest).any():
+        best.sort(axis=1)
+    lowest = best[np.arange(len(best)), widest - wanted]
+    floor = np.zeros(len(cells.length), dtype=np.uint64)
+    floor[over] = lowest
+    return cells.select(keys >= np.repeat(floor, cells.length))
+
+
+def in_gene_order(cells: Expressed) -> tuple[np.ndarray, np.ndarray]:
+    """(genes, counts), each (n, max length), ascending in the vocabulary index; zeros after each cell's end."""
+    keys = (cells.genes.astype(np.uint64) << _SHIFT) | cells.counts.view(np.uint32)
+    block = pad(keys, cells.length, _LAST)
+    block.sort(axis=1)
+    real = np.arange(block.shape[1]) < cells.length[:, None]
+    genes = np.where(real, block >> _SHIFT, 0).astype(np.int64)
+    counts = np.where(real, block & _LOW, 0).astype(np.uint32).view(np.float32)
+    return genes, counts
+
+
+def ranked(cells: Expressed, score: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """(genes, length): the up to `limit` genes of each cell from the highest score to the lowest.
+
+    Equal scores stand in vocabulary order. genes: (n, width) int64, zeros after each cell's end.
+    """
+    block = pad(_ranking_keys(cells, score), cells.length, np.uint64(0))
+    length = np.minimum(cells.length, limit)
+    if block.shape[1] > limit:
+        block = np.partition(block, block.shape[1] - limit, axis=1)[:, block.shape[1] - limit :]
+    block.sort(axis=1)
+    genes = (_LOW - (block[:, ::-1] & _LOW)).astype(np.int64)
+    return np.where(np.arange(block.shape[1]) < length[:, None], genes, 0), length
+
+
+def matched_zeros(
+    cells: Expressed, number: np.ndarray, vocabulary: int, rng: np.random.Generator
+) -> Expressed:
+    """For each cell, `number` random vocabulary genes that it does not express, with count 0.
+
+    Args:
+        cells: every expressed gene of the n cells.
+        number: (n,) int64, at most the number of genes that the cell does not express.
+        vocabulary: V.
+        rng: source of randomness.
+    """
+    n, widest = len(number), int(number.max())
+    keys = rng.integers(1, 1 << 32, size=(n, vocabulary), dtype=np.uint64) << _SHIFT
+    keys |= np.arange(vocabulary, dtype=np.uint64)
+    keys[np.repeat(np.arange(n), cells.length), cells.genes] = 0
+    if vocabulary > widest:
+        keys = np.partition(keys, vocabulary - widest, axis=1)[:, vocabulary - widest :]
+    keys = np.sort(keys, axis=1)[:, ::-1]
+    genes = (keys & _LOW).astype(np.int64)[np.arange(keys.shape[1]) < number[:, None]]
+    return Expressed(genes=genes, counts=np.zeros(len(genes), dtype=np.float32), length=number)

@@ -1,0 +1,186 @@
+"""CellTable: cells as a sparse table of counts, in memory or on disk, never densified.
+
+Counts on disk (`StoredCounts`) are read by rows only when they are needed; `take` of such a table reads nothing
+and `load` reads exactly its rows, so that memory stays flat in the number of cells of the file.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import scipy.sparse as sp
+
+from consilience.core.errors import ConsilienceError
+
+# Rows closer together than this many stored numbers are read in one go: one larger read is cheaper than two.
+_READ_THROUGH = 32_768
+
+
+class StoredCounts:
+    """A matrix of cells by genes inside an HDF5 file (CSR, or dense rows), read by rows.
+
+    Holds a path instead of an open file, so that it can be pickled and used in worker processes; each process
+    opens the file once, for reading.
+
+    Args:
+        path: the HDF5 file, for example an `.h5ad`.
+        key: the place of the matrix in it: "X", "raw/X", "layers/counts".
+    """
+
+    def __init__(self, path: Path | str, key: str) -> None:
+        self.path, self.key = Path(path), key
+        self._open: tuple[int, Any] | None = None
+        node = self._node()
+        if not self.by_rows(node):
+            raise ConsilienceError(f"{path}: `{key}` is not stored by rows (CSR or dense)")
+        sparse = hasattr(node, "keys")
+        shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape")) if sparse else node.shape
+        self.shape = (int(shape[0]), int(shape[1]))
+        self.indptr: np.ndarray | None = node["indptr"][:].astype(np.int64) if sparse else None
+
+    @staticmethod
+    def by_rows(node: Any) -> bool:
+        """Whether an HDF5 group or dataset holds a matrix by rows."""
+        if not hasattr(node, "keys"):
+            return len(node.shape) == 2
+        layout = node.attrs.get("encoding-type", node.attrs.get("h5sparse_format", ""))
+        return str(layout).startswith("csr")
+
+    def _node(self) -> Any:
+        """The HDF5 group or dataset, from a file opened by this very process (handles do not survive a fork)."""
+        import h5py
+
+        if self._open is None or self._open[0] != os.getpid():
+            self._open = (os.getpid(), h5py.File(self.path, "r"))
+        return self._open[1][self.key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": None}
+
+    def read(self, rows: np.ndarray) -> sp.csr_array:
+        """These rows, in this order (repeats allowed), as a CSR array in memory."""
+        wanted, place = np.unique(rows, return_inverse=True)
+        if not len(wanted):
+            return sp.csr_array((0, self.shape[1]), dtype=np.float32)
+        if self.indptr is None:
+            gap = (np.diff(wanted) - 1) * self.shape[1]
+        else:
+            gap = self.indptr[wanted[1:]] - self.indptr[wanted[:-1] + 1]
+        runs = np.split(wanted, np.flatnonzero(gap > _READ_THROUGH) + 1)
+        block = sp.vstack([self._read_span(run[0], run[-1] + 1)[run - run[0]] for run in runs], format="csr")
+        ordered = np.array_equal(place, np.arange(len(wanted)))
+        return sp.csr_array(block if ordered else block[place])
+
+    def _read_span(self, start: int, stop: int) -> sp.csr_array:
+        node = self._node()
+        if self.indptr is None:
+            return sp.csr_array(node[start:stop])
+        first, last = self.indptr[start], self.indptr[stop]
+        parts = (node["data"][first:last], node["indices"][first:last], self.indptr[start : stop + 1] - first)
+        return sp.csr_array(parts, shape=(stop - start, self.shape[1]))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CellTable:
+    """n cells by G genes of raw counts.
+
+    Args:
+        counts: scipy sparse matrix (made CSR), or StoredCounts. Values are checked where they are used.
+        genes: (G,) identifiers of the columns, symbols or Ensembl ids.
+        depth: (n,) total counts of each cell over all genes that were measured; None = the row sums. Needed
+            where the columns are a selection of the genes.
+        names: (n,) barcodes, for messages; may be None.
+        rows: (n,) rows of stored counts that this table stands for; None = all of them, in order.
+    """
+
+    counts: Any
+    genes: np.ndarray
+    depth: np.ndarray | None = None
+    names: np.ndarray | None = None
+    rows: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.counts, StoredCounts) and not isinstance(self.counts, sp.csr_array):
+            object.__setattr__(self, "counts", sp.csr_array(self.counts))
+        object.__setattr__(self, "genes", np.asarray(self.genes))
+        if self.rows is not None and self.in_memory:
+            raise ConsilienceError(
+                "CellTable: `rows` belongs to stored counts; slice counts in memory instead"
+            )
+        if len(self.genes) != self.counts.shape[1]:
+            raise ConsilienceError(
+                f"CellTable: {len(self.genes)} gene names for {self.counts.shape[1]} columns"
+            )
+        for name in ("depth", "names"):
+            column = getattr(self, name)
+            if column is not None and len(column) != len(self):
+                raise ConsilienceError(f"CellTable: `{name}` has {len(column)} entries for {len(self)} cells")
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the counts are in memory."""
+        return not isinstance(self.counts, StoredCounts)
+
+    def __len__(self) -> int:
+        return int(self.counts.shape[0]) if self.rows is None else len(self.rows)
+
+    def __getitem__(self, index: int) -> Self:
+        """One cell, as a table of one row."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"cell {index} of a table of {len(self)}")
+        return self.take(np.array([index % len(self)]))
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Self:
+        """The cells at these indices, in this order; stored counts stay on disk until `load`."""
+        index = np.asarray(indices, dtype=np.int64)
+        rows = None
+        if not self.in_memory:
+            rows = index if self.rows is None else self.rows[index]
+        return type(self)(
+            counts=self.counts[index] if self.in_memory else self.counts,
+            genes=self.genes,
+            depth=None if self.depth is None else self.depth[index],
+            names=None if self.names is None else self.names[index],
+            rows=rows,
+        )
+
+    def load(self) -> Self:
+        """The same cells with their counts in memory."""
+        if self.in_memory:
+            return self
+        rows = np.arange(self.counts.shape[0]) if self.rows is None else self.rows
+        return type(self)(counts=self.counts.read(rows), genes=self.genes, depth=self.depth, names=self.names)
+
+    def chunks(self, size: int) -> Iterator[tuple[int, Self]]:
+        """(first index, table in memory) for every `size` cells, in order."""
+        if self.in_memory and len(self) <= size:
+            yield 0, self
+            return
+        for start in range(0, len(self), size):
+            yield start, self.take(np.arange(start, min(start + size, len(self)))).load()
+
+    def total_counts(self) -> np.ndarray:
+        """(n,) float64 depth of the cells: `depth` when given, else row sums (read in chunks)."""
+        if self.depth is not None:
+            return np.asarray(self.depth, dtype=np.float64)
+        ones = np.ones(len(self.genes))
+        parts = [chunk.counts @ ones for _, chunk in self.chunks(4096)]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def widest(self) -> int:
+        """The largest number of stored entries of any cell: no cell expresses more genes."""
+        if not len(self):
+            return 0
+        indptr = self.counts.indptr
+        if indptr is None:
+            return len(self.genes)
+        return int(
+            np.diff(indptr).max() if self.rows is None else (indptr[self.rows + 1] - indptr[self.rows]).max()
+        )
+
+    def name_of(self, index: int) -> str:
+        """ "cell 17 (barcode)", for messages."""
+        return f"cell {index}" if self.names is None else f"cell {index} ({self.names[index]})"

@@ -1,0 +1,338 @@
+"""SpectrumTokenizer: a spectrum as a scale token and flux patches on the instrument's own wavelength grid.
+
+Token 0 is the scale: its channel 0 holds the standardised log of the spectrum's typical flux (times the spread of
+all other values, so that one standardisation serves all tokens), and luminosity is not lost by normalising. Tokens 1..N hold P neighbouring pixels each, blue to red: flux / scale - 1 with its
+inverse variance as weight (0 where not measured, so that a bad pixel says "as bright as typical, unknown").
+The address of a patch is the natural log of its central wavelength: a redshift moves a spectrum along it, and
+Fourier features make the absolute place visible. Nothing is resampled; instruments may differ from row to row.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+
+from consilience.core.batch import TokenBatch, TokenSpec
+from consilience.core.errors import ConsilienceError, UnreadableRecordError
+from consilience.core.records import Failure
+from consilience.core.tokenizer import Tokenizer
+from consilience.tokenizers.spectra_grids import StoredGrid, TrainingStatistics, training_statistics
+from consilience.tokenizers.spectra_patches import cut, grid_of_centres, n_patches, patch_centres
+from consilience.tokenizers.spectra_records import (
+    Spectrum,
+    SpectrumRecords,
+    SpectrumTable,
+    measured_pixels,
+    nothing_measured,
+    tables_of,
+)
+
+SCALE, PATCH = 0, 1
+"""The discrete addresses."""
+
+SCALE_PRECISION = 1e4
+"""Inverse variance of the standardised log scale: its error is 1 % of the spread in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpectrumOptions:
+    """Options of the spectrum tokenizer.
+
+    Args:
+        patch_size: pixels a token; a power of two near the width of a broad line is a fair choice.
+        max_weight: cut for inverse variances in units of the scale; 1e4 is a floor of 1 % on a pixel's error.
+        min_weight: pixels below are taken as not measured; 1e-2 is an error of ten times the spectrum's scale.
+        max_grids: how many wavelength grids of the training rows are kept, the most common first.
+    """
+
+    patch_size: int = 32
+    max_weight: float = 1e4
+    min_weight: float = 1e-2
+    max_grids: int = 4
+
+    def __post_init__(self) -> None:
+        if self.patch_size < 1:
+            raise ConsilienceError(f"patch_size must be at least 1 pixel, not {self.patch_size}")
+        if not 0 <= self.min_weight < self.max_weight < math.inf:
+            raise ConsilienceError(
+                f"weights need 0 <= min_weight < max_weight < inf, not {self.min_weight} and {self.max_weight}"
+            )
+        if self.max_grids < 1:
+            raise ConsilienceError(f"max_grids must be at least 1, not {self.max_grids}")
+
+
+class SpectrumTokenizer(Tokenizer[SpectrumRecords]):
+    """Spectra <-> tokens; see the module docstring.
+
+    Args:
+        options: see SpectrumOptions.
+        statistics: what training rows look like.
+    """
+
+    science: ClassVar[str] = "galaxies"
+
+    def __init__(self, *, options: SpectrumOptions, statistics: TrainingStatistics) -> None:
+        self.options = options
+        self.statistics = statistics
+        self.grids = statistics.grids
+        self._centres = [patch_centres(grid.wavelength_angstrom, options.patch_size) for grid in self.grids]
+        self._unit = statistics.log_scale_std / statistics.value_spread  # log scale a unit of value
+        self._scale_weight = SCALE_PRECISION / statistics.value_spread**2
+
+    @property
+    def spec(self) -> TokenSpec:
+        """Patches of pixels at log wavelengths. Periods run from two patches to twice the whole range."""
+        log_ends = [np.log(grid.wavelength_angstrom[[0, -1]]) for grid in self.grids]
+        whole = float(max(ends[1] for ends in log_ends) - min(ends[0] for ends in log_ends))
+        shortest = 2 * self.options.patch_size * self.grids[0].pixel_step
+        return TokenSpec(
+            name=self.science,
+            channels=self.options.patch_size,
+            addresses=2,
+            coordinates=1,
+            position_encoding="both",
+            periods=(shortest, 2 * max(whole, shortest)),
+            value_likelihood="gaussian",
+            value_scale=self.statistics.value_spread,
+            weighted=True,
+        )
+
+    @classmethod
+    def fit(cls, records: SpectrumRecords, **options: Any) -> Self:
+        """Learn scales, spread and wavelength grids from these training rows; options as in SpectrumOptions.
+
+        Unusable rows are passed over (`check` names them); ConsilienceError when none is usable.
+        """
+        known = [field.name for field in fields(SpectrumOptions)]
+        for name in options:
+            if name not in known:
+                raise ConsilienceError(
+                    f"unknown option `{name}` of the spectra tokenizer; known: {', '.join(known)}"
+                )
+        chosen = SpectrumOptions(**options)
+        usable = records
+        if not isinstance(records, SpectrumTable):
+            usable = [record for record in records if record.problem() is None]
+        statistics = training_statistics(
+            tables_of(usable),
+            chosen.patch_size,
+            max_grids=chosen.max_grids,
+            max_weight=chosen.max_weight,
+            min_weight=chosen.min_weight,
+        )
+        if statistics is None:
+            first = next(iter(_failures(records)), None)
+            why = f"; record {first.index}: {first.reason}" if first else " (none were given)"
+            raise ConsilienceError(f"no usable spectrum to fit the tokenizer on{why}")
+        return cls(options=chosen, statistics=statistics)
+
+    def encode(self, records: SpectrumRecords, *, generator: torch.Generator | None = None) -> TokenBatch:
+        """Tokens, scale first, then patches blue to red. There is no training-time randomness.
+
+        Raises:
+            UnreadableRecordError: the first record that `check` would name.
+        """
+        _refuse_unusable(records)
+        groups = tables_of(records)
+        size = self.options.patch_size
+        lengths = self.lengths(records)
+        parts = []
+        for rows, table in groups:
+            patches = cut(
+                table,
+                size,
+                max_weight=self.options.max_weight,
+                min_weight=self.options.min_weight,
+                first=1,
+            )
+            unreadable = np.isnan(patches.scale)
+            if unreadable.any():
+                row = int(np.argmax(unreadable))
+                raise UnreadableRecordError(int(rows[row]), nothing_measured(table.flux[row]))
+            patches.values[:, 0, 0] = self._scale_values(patches.scale)
+            patches.weight[:, 0, 0] = self._scale_weight
+            centres = patch_centres(table.wavelength_angstrom, size)
+            parts.append((rows, patches.values, patches.weight, _positions(centres)))
+        n, width = len(lengths), int(lengths.max(initial=1))
+        if len(parts) == 1:  # one grid, all rows in order: no copies
+            values, weight = parts[0][1], parts[0][2]
+            positions = np.broadcast_to(parts[0][3], (n, width)).copy()
+        else:
+            values = np.zeros((n, width, size), dtype=np.float32)
+            weight, positions = np.zeros_like(values), np.zeros((n, width), dtype=np.float32)
+            for rows, some_values, some_weight, some_positions in parts:
+                values[rows, : len(some_positions)] = some_values
+                weight[rows, : len(some_positions)] = some_weight
+                positions[rows, : len(some_positions)] = some_positions
+        return self._batch(lengths, values, weight, positions)
+
+    def _scale_values(self, scale: np.ndarray) -> np.ndarray:
+        """Scales as values of token 0."""
+        return (np.log(scale) - self.statistics.log_scale_mean) / self._unit
+
+    def _scales(self, value: float) -> float:
+        """The inverse of `_scale_values` for one value."""
+        return math.exp(float(value) * self._unit + self.statistics.log_scale_mean)
+
+    def _batch(
+        self, lengths: np.ndarray, values: np.ndarray, weight: np.ndarray, positions: np.ndarray
+    ) -> TokenBatch:
+        length = torch.from_numpy(lengths)
+        address = (torch.arange(values.shape[1])[None, :] < length[:, None]).long() * PATCH
+        address[:, 0] = SCALE
+        return TokenBatch(
+            length=length,
+            values=torch.from_numpy(values),
+            weight=torch.from_numpy(weight),
+            address=address,
+            positions=torch.from_numpy(positions)[..., None],
+        ).validate(self.spec)
+
+    def decode(self, tokens: TokenBatch) -> list[Spectrum]:
+        """Spectra with flux = scale * (value + 1) on the grid of their patches.
+
+        Measured pixels come back to about 1e-6 of the scale; not measured ones have flux NaN and inverse variance
+        0. The grid is the stored one with the same patch centres, else interpolated between them (exact for
+        logarithmic grids), where unmeasured pixels at the red end of the last patch are dropped.
+        """
+        assert tokens.values is not None and tokens.positions is not None
+        values = tokens.values.detach().cpu().double().numpy()
+        weight = (
+            np.zeros_like(values) if tokens.weight is None else tokens.weight.detach().cpu().double().numpy()
+        )
+        positions = tokens.positions.detach().cpu().numpy()[:, :, 0]
+        spectra = []
+        for row, length in enumerate(tokens.length.tolist()):
+            scale = self._scales(values[row, 0, 0])
+            flat, ivar = values[row, 1:length].ravel(), weight[row, 1:length].ravel()
+            wavelength = self._wavelengths(positions[row, 1:length], ivar)
+            flat, ivar = flat[: wavelength.size], ivar[: wavelength.size]
+            spectra.append(
+                Spectrum(
+                    wavelength_angstrom=wavelength,
+                    flux=np.where(ivar > 0, (flat + 1) * scale, np.nan).astype(np.float32),
+                    inverse_variance=(ivar / scale / scale).astype(np.float32),
+                    id=str(row),
+                )
+            )
+        return spectra
+
+    def _wavelengths(self, centres: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        for grid, known in zip(self.grids, self._centres, strict=True):
+            if np.array_equal(known, centres):
+                return grid.wavelength_angstrom
+        measured = np.flatnonzero(weight)
+        last = centres.size * self.options.patch_size - self.options.patch_size + 1
+        size = max(last, int(measured[-1]) + 1) if measured.size else weight.size
+        return grid_of_centres(centres, self.options.patch_size, self.grids[0].pixel_step)[:size]
+
+    def lengths(self, records: SpectrumRecords) -> np.ndarray:
+        """(n,) int64: one scale token and one token a patch."""
+        size = self.options.patch_size
+        if isinstance(records, SpectrumTable):
+            return np.full(
+                len(records), 1 + n_patches(records.wavelength_angstrom.size, size), dtype=np.int64
+            )
+        return np.array([1 + n_patches(len(record), size) for record in records], dtype=np.int64)
+
+    def check(self, records: SpectrumRecords) -> list[Failure]:
+        """Spectra without a measured pixel, with wavelengths that do not increase, or with unequal lengths."""
+        return list(_failures(records))
+
+    def template(self, n: int, *, generator: torch.Generator, objective: str) -> TokenBatch:
+        """n empty spectra on training grids (drawn as often as they occurred) with each grid's typical weights.
+
+        The content is zero and to be generated; the weight tells how well a pixel would be measured.
+        """
+        counts = torch.tensor([float(grid.count) for grid in self.grids])
+        drawn = torch.multinomial(counts, n, replacement=True, generator=generator).numpy()
+        size = self.options.patch_size
+        lengths = np.array([1 + len(self._centres[i]) for i in drawn], dtype=np.int64)
+        weight = np.zeros((n, int(lengths.max(initial=1)), size), dtype=np.float32)
+        positions = np.zeros(weight.shape[:2], dtype=np.float32)
+        for i, grid in enumerate(self.grids):
+            rows, length = drawn == i, 1 + len(self._centres[i])
+            padded = np.zeros(length * size, dtype=np.float32)
+            padded[0] = self._scale_weight
+            padded[size : size + grid.weight.size] = grid.weight
+            weight[rows, :length] = padded.reshape(length, size)
+            positions[rows, :length] = _positions(self._centres[i])
+        return self._batch(lengths, np.zeros_like(weight), weight, positions)
+
+    def describe(self, record: Spectrum) -> str:
+        """The scale, the patches with their wavelength ranges and mean fluxes, and how much is masked."""
+        tokens = self.encode([record])
+        assert tokens.values is not None and tokens.weight is not None
+        scale = self._scales(float(tokens.values[0, 0, 0]))
+        z = float(tokens.values[0, 0, 0]) / self.statistics.value_spread
+        wavelength, size = record.wavelength_angstrom, self.options.patch_size
+        lines = [
+            f"{len(record)} pixels, {wavelength[0]:.1f} to {wavelength[-1]:.1f} Å, "
+            f"{1 - record.measured.mean():.1%} not measured",
+            f"token 0 <scale>: typical flux {scale:.4g}, {z:+.3f} standard deviations of the training log fluxes",
+            f"tokens 1 to {int(tokens.length[0]) - 1} <patch>: {size} pixels each, blue to red "
+            "(mean of flux / scale, median signal-to-noise):",
+        ]
+        values, weight = tokens.values[0, 1:].numpy(), tokens.weight[0, 1:].numpy()
+        shown = range(len(values)) if len(values) <= 12 else [*range(6), *range(len(values) - 6, len(values))]
+        previous = -1
+        for i in shown:
+            if i != previous + 1:
+                lines.append(f"  ... {i - previous - 1} more")
+            previous = i
+            here, good = wavelength[i * size : (i + 1) * size], weight[i] > 0
+            content = "not measured"
+            if good.any():
+                flux = values[i][good] + 1
+                content = f"{flux.mean():+.3f}, {np.median(np.abs(flux) * np.sqrt(weight[i][good])):.1f}"
+            lines.append(f"  {i + 1:4d}  {here[0]:8.1f} to {here[-1]:8.1f} Å  {content}")
+        return "\n".join(lines)
+
+    def state(self) -> dict[str, Any]:
+        """Options, statistics and grids, as JSON types."""
+        return {
+            "options": asdict(self.options),
+            "log_scale_mean": self.statistics.log_scale_mean,
+            "log_scale_std": self.statistics.log_scale_std,
+            "value_spread": self.statistics.value_spread,
+            "grids": [grid.state() for grid in self.grids],
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """The inverse of `state`."""
+        statistics = TrainingStatistics(
+            log_scale_mean=state["log_scale_mean"],
+            log_scale_std=state["log_scale_std"],
+            value_spread=state["value_spread"],
+            grids=tuple(StoredGrid.from_state(grid) for grid in state["grids"]),
+        )
+        return cls(options=SpectrumOptions(**state["options"]), statistics=statistics)
+
+
+def _positions(centres: np.ndarray) -> np.ndarray:
+    """(1 + N,) float32: the scale token stands at the mean of the patches, then the patches."""
+    return np.concatenate([[centres.mean(dtype=np.float64)], centres]).astype(np.float32)
+
+
+def _failures(records: SpectrumRecords) -> Iterable[Failure]:
+    if isinstance(records, SpectrumTable):
+        good = measured_pixels(records.flux, records.inverse_variance, records.mask).any(axis=1)
+        for row in np.flatnonzero(~good).tolist():
+            yield Failure(index=row, id="", reason=nothing_measured(records.flux[row]))
+        return
+    for index, record in enumerate(records):
+        problem = record.problem()
+        if problem:
+            yield Failure(index=index, id=record.id, reason=problem)
+
+
+def _refuse_unusable(records: SpectrumRecords) -> None:
+    """Raise on the first unusable record; tables were checked when built, but for rows without a pixel."""
+    if isinstance(records, SpectrumTable):
+        return
+    for failure in _failures(records):
+        raise UnreadableRecordError(failure.index, failure.reason)
