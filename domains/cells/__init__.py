@@ -1,1 +1,1 @@
-"""The science of cells."""
+"""Single cells: tables of counts, their labels, baselines, writers and figures."""

@@ -13,7 +13,15 @@ CELL_TYPES = (
     "cell_annotation", "labels", "label", "condition", "perturbation",
 )  # fmt: skip
 """Columns that name what a biologist asks for first, best known first."""
-TECHNICAL = ("n_genes", "n_counts", "total_counts", "n_genes_by_counts", "percent_mito", "percent_mt", "pct_counts_mt")
+TECHNICAL = (
+    "n_genes",
+    "n_counts",
+    "total_counts",
+    "n_genes_by_counts",
+    "percent_mito",
+    "percent_mt",
+    "pct_counts_mt",
+)
 """Numbers that describe the measurement, not the cell: tasks of last resort."""
 MOST_CLASSES = 200
 HVG, COMPONENTS = 2000, 50
@@ -81,6 +89,8 @@ def _most_variable(table: CellTable, number: int) -> np.ndarray:
     for _, part in table.chunks(_CHUNK):
         values = log_normalised(part)
         total += np.bincount(values.indices, weights=values.data, minlength=len(total))
-        square += np.bincount(values.indices, weights=values.data.astype(np.float64) ** 2, minlength=len(total))
+        square += np.bincount(
+            values.indices, weights=values.data.astype(np.float64) ** 2, minlength=len(total)
+        )
     variance = square / len(table) - (total / len(table)) ** 2
     return np.sort(np.argsort(-variance, kind="stable")[:number])

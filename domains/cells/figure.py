@@ -129,7 +129,9 @@ def _umap(vectors: np.ndarray) -> np.ndarray:
     return np.asarray(adata.obsm["X_umap"])
 
 
-def _draw_map(axis: Axes, title: str, vectors: np.ndarray, types: np.ndarray, colour: Mapping[str, str]) -> None:
+def _draw_map(
+    axis: Axes, title: str, vectors: np.ndarray, types: np.ndarray, colour: Mapping[str, str]
+) -> None:
     # UMAP's spectral start needs a few points more than its two components.
     places = _umap(vectors) if len(vectors) > 15 else np.pad(vectors, ((0, 0), (0, 2)))[:, :2]
     for name in colour:

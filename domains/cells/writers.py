@@ -69,8 +69,12 @@ def write_records(records: CellTable, path: Path, columns: Mapping[str, Any] | N
         raise ConsilienceError(f"{path}: cells are written as .h5ad, not {path.suffix!r}")
     for name, column in (columns or {}).items():
         if len(column) != len(records):
-            raise ConsilienceError(f"{path}: column {name!r} has {len(column)} entries for {len(records)} cells")
-    ids = records.names if records.names is not None else [f"generated-{i}" for i in range(1, len(records) + 1)]
+            raise ConsilienceError(
+                f"{path}: column {name!r} has {len(column)} entries for {len(records)} cells"
+            )
+    ids = (
+        records.names if records.names is not None else [f"generated-{i}" for i in range(1, len(records) + 1)]
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     obs = {"depth": records.total_counts(), **(columns or {})}
     _replace(path, _anndata(records, np.asarray(ids), obs).write_h5ad)
@@ -79,7 +83,9 @@ def write_records(records: CellTable, path: Path, columns: Mapping[str, Any] | N
 def _anndata(records: CellTable, ids: np.ndarray, obs: Mapping[str, Any]) -> "AnnData":
     from anndata import AnnData
 
-    frame = pd.DataFrame({name: np.asarray(column) for name, column in obs.items()}, index=pd.Index(ids.astype(str)))
+    frame = pd.DataFrame(
+        {name: np.asarray(column) for name, column in obs.items()}, index=pd.Index(ids.astype(str))
+    )
     var = pd.DataFrame(index=pd.Index(unique_ids(records.genes)))
     return AnnData(X=sp.csr_matrix(records.load().counts), obs=frame, var=var)
 
@@ -127,7 +133,9 @@ def _write_copy(collection: Collection, embedding: "Embedding", source: Path, pa
 
 def _write_parquet(embedding: "Embedding", path: Path) -> None:
     columns = {"id": pa.array([str(name) for name in embedding.ids], pa.string())}
-    columns |= {f"embedding_{k}": pa.array(embedding.vectors[:, k]) for k in range(embedding.vectors.shape[1])}
+    columns |= {
+        f"embedding_{k}": pa.array(embedding.vectors[:, k]) for k in range(embedding.vectors.shape[1])
+    }
     _replace(path, lambda target: pq.write_table(pa.table(columns), target))
 
 

@@ -51,7 +51,8 @@ def draw(samples: Mapping[str, Sequence[str]], *, training: Sequence[str], held_
     ]
     for part, (name, strings) in zip(rows, samples.items()):
         report = assess(strings, training, held_out)
-        part.suptitle(f"{name}: {report.line()}", fontsize=12, fontweight="bold")
+        title = f"{name}: {report.line()}; the first valid ones, unselected"
+        part.suptitle(title, fontsize=12, fontweight="bold")
         _draw_samples(part.subplots(), strings)
     _draw_properties(rows[-1].subplots(1, len(PROPERTIES)), samples, held_out)
     rows[-1].suptitle(
@@ -77,6 +78,8 @@ def _grid(mols: Sequence[Chem.Mol]) -> np.ndarray:
     """An image of the molecules in rows of six, two rows. Returns (height, width, 4) floats."""
     width, height = 300, 260
     drawer = rdMolDraw2D.MolDraw2DCairo(PER_ROW * width, DRAWN // PER_ROW * height, width, height)
+    # One long chain would shrink all others. (The stubs of RDKit take every option for an object.)
+    drawer.drawOptions().drawMolsSameScale = False  # type: ignore[assignment]
     with rdBase.BlockLogs():
         drawer.DrawMolecules(list(mols))
     drawer.FinishDrawing()

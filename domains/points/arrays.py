@@ -33,7 +33,9 @@ def read_npz(path: Path, held: dict[str, np.ndarray]) -> Source:
     n = len(starts) - 1
     flat = positions.reshape(-1, 3)
     flat = flat.astype(np.promote_types(flat.dtype, np.float32), copy=False)
-    codes, type_list, unit = None, (), _unit(path, held, typed=names["types"] is not None)
+    unit = _unit(path, held, typed=names["types"] is not None)
+    codes: np.ndarray | None = None
+    type_list: tuple[str, ...] = ()
     if names["types"] is not None:
         types = held[names["types"]]
         if types.ndim == 1 and positions.ndim == 3 and len(types) == positions.shape[1]:
@@ -67,7 +69,8 @@ def _starts(path: Path, positions: np.ndarray, held: dict[str, np.ndarray]) -> n
     """(n + 1,) where each cloud begins in the flat array."""
     if positions.dtype.kind not in "fiu" or positions.ndim not in (2, 3) or positions.shape[-1] != 3:
         raise ConsilienceError(
-            f"{path}: positions must be numbers of shape (n, m, 3) or (T, 3), not {positions.shape} of {positions.dtype}"
+            f"{path}: positions must be numbers of shape (n, m, 3) or (T, 3), "
+            f"not {positions.shape} of {positions.dtype}"
         )
     if positions.ndim == 3:
         return np.arange(len(positions) + 1, dtype=np.int64) * positions.shape[1]

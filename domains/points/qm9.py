@@ -39,7 +39,7 @@ CSV_COLUMNS = ("Index", "SMILES", "N_atoms", "Elements", "XYZ_Ang")
 def read_qm9(paths: Path | Sequence[Path]) -> Source:
     """QM9 from one .npz or from the .csv parts of qm9pack, labels in eV where energies are meant.
 
-    Groups are the SMILES of the source: the few molecules with several geometries stay together.
+    Groups are the SMILES of the source; every molecule has one geometry.
     """
     files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     if files[0].suffix == ".npz":

@@ -90,7 +90,7 @@ def _read_xyz(path: Path) -> Source:
     clouds, ids, places, rows, failures = [], [], [], [], []
     for place, (line, text) in enumerate(_frames(path)):
         try:
-            atoms = ase.io.read(io.StringIO(text), format="extxyz")
+            atoms: Any = ase.io.read(io.StringIO(text), format="extxyz")
         except (ValueError, KeyError, IndexError, OSError) as error:
             reason = f"{path}: frame {place + 1} (line {line}): {_told(error)}"
             failures.append(Failure(index=place, id=f"{path.stem}-{place}", reason=reason))

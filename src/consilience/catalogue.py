@@ -98,7 +98,7 @@ DATASETS = (
             Member(path="qm9pack/data/qm9_part2.csv", size=76_868_612),
             Member(path="qm9pack/data/qm9_part3.csv", size=79_083_002),
         ),
-        licence="package MIT; data CC0",
+        licence="MIT (the package; it states none for the data)",
         citation="Ramakrishnan et al. 2014, doi:10.1038/sdata.2014.22",
         repacked=("molecules/qm9_3d_130831.npz", "points/qm9_3d_130831.npz"),
     ),
@@ -119,7 +119,7 @@ DATASETS = (
             Member(path="CoRE_MOF/data/2019-ASR.csv", size=1_618_895),
             Member(path="CoRE_MOF/data/2019-ASR.tar.xz", size=22_727_492, files=12_020),
         ),
-        licence="package MIT; data CC BY 4.0",
+        licence="CC BY 4.0 (data), MIT (package)",
         citation="Chung et al. 2019, doi:10.1021/acs.jced.9b00835",
     ),
 )

@@ -150,6 +150,7 @@ def _wheel(entry: DataSet, partial: Path, data_dir: Path | str | None, progress:
     try:
         pip_download(entry.requirement, partial, progress=progress)
     except DownloadError as error:
+        shutil.rmtree(partial)
         example = f"{entry.folder}/{entry.members[0].name}"
         raise ConsilienceError(
             f"could not download {entry.requirement}: {error}; connect to the network, "
@@ -171,8 +172,8 @@ def _check(wheel: Path, entry: DataSet) -> None:
     found = sha256(wheel)
     if found != entry.sha256:
         raise ConsilienceError(
-            f"{wheel.name} has SHA-256 {found[:16]}..., expected {entry.sha256[:16]}...; not used: "
-            "the download was damaged or the index serves another file. Try again, or another index"
+            f"{wheel} has SHA-256 {found[:16]}..., expected {entry.sha256[:16]}...; it is damaged or not the "
+            "published file and was not used: fetch it again, or from another index"
         )
 
 

@@ -50,10 +50,16 @@ def pip_download(requirement: str, folder: Path, *, progress: bool = False) -> N
     stdout = None if progress else subprocess.DEVNULL
     done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.startswith("ERROR:")]
-        raise DownloadError(
-            lines[-1].removeprefix("ERROR:").strip() if lines else f"pip failed ({done.returncode})"
-        )
+        raise DownloadError(_reason(done.stderr))
+
+
+def _reason(stderr: str) -> str:
+    """Why pip failed, in one line."""
+    # Without a network pip ends with "No matching distribution", which hides the reason.
+    if "connection broken" in stderr:
+        return "the package index cannot be reached"
+    lines = [line.removeprefix("ERROR:").strip() for line in stderr.splitlines() if line.startswith("ERROR:")]
+    return lines[-1] if lines else "pip failed without a reason"
 
 
 def sha256(path: Path) -> str:

@@ -1,0 +1,51 @@
+"""Reading tasks out of a representation: the same probes for pre-trained cores and for baselines."""
+
+import numpy as np
+
+from consilience.domains.base import Task
+from consilience.domains.preparation import Prepared
+from consilience.domains.probes import HEADLINE, ProbeResult, bootstrap_interval, probe, trivial
+from consilience.study.results import Score
+
+
+def tasks_of(prepared: Prepared) -> list[Task]:
+    """The tasks that the study shows for a science: those its preset names, else the first."""
+    tasks = prepared.domain.tasks(prepared.collection)
+    named = prepared.domain.quick.tasks
+    chosen = [task for task in tasks if task.name in named] if named else tasks[:1]
+    return chosen or tasks[:1]
+
+
+def score_features(prepared: Prepared, features: np.ndarray) -> tuple[Score, ...]:
+    """Linear and nearest-neighbour probes of all tasks on (n, d) features of all records."""
+    scores = []
+    for task in tasks_of(prepared):
+        labels = prepared.collection.labels[task.label]
+        linear = probe(features, labels, prepared.split, task.kind, redshift=task.label == "redshift")
+        neighbours = probe(features, labels, prepared.split, task.kind, method="knn")
+        scores.append(_score(prepared, task, linear, neighbours))
+    return tuple(scores)
+
+
+def score_trivial(prepared: Prepared) -> tuple[Score, ...]:
+    """Majority class or mean."""
+    return tuple(
+        _score(
+            prepared, task, trivial(prepared.collection.labels[task.label], prepared.split, task.kind), None
+        )
+        for task in tasks_of(prepared)
+    )
+
+
+def _score(prepared: Prepared, task: Task, result: ProbeResult, neighbours: ProbeResult | None) -> Score:
+    metric = HEADLINE[task.kind]
+    low, high = bootstrap_interval(result, prepared.collection.group_of)
+    return Score(
+        task=task.name,
+        metric=metric,
+        value=float(result.metrics[metric]),
+        low=low,
+        high=high,
+        metrics={name: float(value) for name, value in result.metrics.items()},
+        knn=None if neighbours is None else float(neighbours.metrics[metric]),
+    )
