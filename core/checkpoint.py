@@ -68,7 +68,7 @@ def load_model(cls: type[Model], folder: Path, *, device: str = "cpu") -> Model:
             name: load_class(entry["tokenizer"], Tokenizer).from_state(entry["state"])  # type: ignore[type-abstract]
             for name, entry in config["domains"].items()
         }
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ConsilienceError(
             f"{folder / CONFIG} is not a consilience model of this version: {error!r}"
         ) from error
@@ -102,12 +102,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_weights(folder: Path, expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """`model.safetensors` of a model folder, checked against the names and shapes expected."""
     path = folder / WEIGHTS
-    if not path.is_file():
-        raise ConsilienceError(f"{folder} holds no {WEIGHTS}: copy the whole folder, or train again")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ConsilienceError(f"{path} is truncated or not a safetensors file ({error})") from error
+    tensors = _tensors(path)
     missing, foreign = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     if missing or foreign:
         raise ConsilienceError(
@@ -122,20 +117,38 @@ def read_weights(folder: Path, expected: dict[str, torch.Tensor]) -> dict[str, t
     return tensors
 
 
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise ConsilienceError(f"{path.parent} holds no {WEIGHTS}: copy the whole folder, or train again")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ConsilienceError(f"{path} is truncated or not a safetensors file ({error})") from error
+
+
 def take_core(model: "FoundationModel", folder: Path) -> None:
     """Start the core of a model from the core saved in another folder (`--init-core`), whatever its science."""
-    saved = CoreConfig(**read_config(folder)["core"])
+    try:
+        saved = CoreConfig(**read_config(folder)["core"])
+    except TypeError as error:
+        raise ConsilienceError(
+            f"{folder / CONFIG} is not a consilience model of this version: {error}"
+        ) from error
     ours = model.core_config
-    for name in ("width", "depth", "heads", "mlp", "mlp_ratio"):
+    for name in ("width", "depth", "heads", "mlp", "mlp_ratio", "residual_scale"):
         if getattr(saved, name) != getattr(ours, name):
             raise ConsilienceError(
                 f"the core in {folder} has {name} {getattr(saved, name)}, this one {getattr(ours, name)}; "
                 f"train with the same size to take it over"
             )
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise ConsilienceError(f"{folder} holds no {WEIGHTS}")
-    core = {name.removeprefix("core."): t for name, t in load_file(path).items() if name.startswith("core.")}
+    weights = _tensors(folder / WEIGHTS)
+    core = {name.removeprefix("core."): t for name, t in weights.items() if name.startswith("core.")}
+    expected = model.core.state_dict()
+    unfit = [name for name in expected if name not in core or core[name].shape != expected[name].shape]
+    if unfit or len(core) > len(expected):
+        raise ConsilienceError(
+            f"{folder / WEIGHTS} does not fit its {CONFIG}: its core is another one {unfit[:2]}"
+        )
     model.core.load_state_dict(core)
 
 

@@ -12,13 +12,15 @@ Implementations live in `tokenizers/`, one file a science. Rules that every one 
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import fields
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import torch
 
 from consilience.core.batch import TokenBatch, TokenSpec
-from consilience.core.records import Failure
+from consilience.core.errors import UnreadableRecordError
+from consilience.core.records import Failure, take_records
 
 Records = TypeVar("Records")
 
@@ -50,16 +52,25 @@ class Tokenizer(ABC, Generic[Records]):
     def decode(self, tokens: TokenBatch) -> Records:
         """Records from tokens: the inverse of `encode` where the science allows it."""
 
-    @abstractmethod
     def lengths(self, records: Records) -> np.ndarray:
-        """(n,) int64: the number of tokens of each record without tokenizing it in full; used for bucketing.
+        """(n,) int64: the number of tokens of each record, for bucketing; an upper estimate is fine.
 
-        An upper estimate is fine where augmentation changes the length.
+        The default tokenizes everything; a science whose lengths are cheap to know says so here.
         """
+        return self.encode(records).length.numpy()
 
-    @abstractmethod
     def check(self, records: Records) -> list[Failure]:
-        """The records that `encode` would refuse, with reasons; `id` may be left empty."""
+        """The records that `encode` would refuse, with reasons; `id` may be left empty.
+
+        The default tries them one by one.
+        """
+        failures = []
+        for index in range(len(records)):  # type: ignore[arg-type]
+            try:
+                self.encode(take_records(records, [index]))
+            except UnreadableRecordError as error:
+                failures.append(Failure(index=index, id="", reason=error.reason))
+        return failures
 
     @abstractmethod
     def template(self, n: int, *, generator: torch.Generator, objective: str) -> TokenBatch:
@@ -69,18 +80,24 @@ class Tokenizer(ABC, Generic[Records]):
         end a sample themselves (next-token over strings with an end symbol), which get the longest length.
         """
 
-    @abstractmethod
     def describe(self, record: Any) -> str:
         """A few lines that show a person the tokens of one record (one element of the records)."""
+        tokens = self.encode([record])  # type: ignore[arg-type]
+        shown = []
+        for row in range(min(int(tokens.length[0]), 12)):
+            parts = {f.name: getattr(tokens, f.name) for f in fields(tokens)}
+            here = {k: v[0, row].tolist() for k, v in parts.items() if v is not None and v.dim() > 1}
+            shown.append(f"{row:4d}  " + "  ".join(f"{name} {value}" for name, value in here.items()))
+        return "\n".join([f"{int(tokens.length[0])} tokens", *shown])
 
-    @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Everything needed to rebuild the tokenizer, as JSON types."""
+        """Everything needed to rebuild the tokenizer, as JSON types. The default: nothing was fitted."""
+        return {}
 
     @classmethod
-    @abstractmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
         """The inverse of `state`."""
+        return cls(**state)
 
     @property
     def end_id(self) -> int | None:

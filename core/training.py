@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -22,65 +22,14 @@ from torch.utils.data import DataLoader
 from consilience.core.batch import TokenBatch
 from consilience.core.errors import ConsilienceError
 from consilience.core.feed import Source, StepSampler, TokenFeed, step_generator
+from consilience.core.interruption import WholeSteps, ignore_interrupts
 from consilience.core.model import FoundationModel
-from consilience.core.optim import OptimizerName, build_optimizer, schedule
+from consilience.core.optim import build_optimizer, schedule
 from consilience.core.progress import TrainingProgress
+from consilience.core.training_config import TrainingConfig
 
 LAST = "last.ckpt"
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How to train.
-
-    Args:
-        steps: optimiser steps.
-        tokens_per_batch: real tokens a step, at most.
-        learning_rate: peak.
-        optimizer: adamw, or muon (Muon for the core's matrices, AdamW for the rest).
-        weight_decay: of matrices.
-        warmup: fraction of the steps with rising learning rate.
-        decay: fraction of the steps with falling learning rate.
-        clip: largest norm of the gradient.
-        precision: auto (bf16 where a GPU supports it, else 32 bit), bf16-mixed or 32-true.
-        compile: torch.compile the core.
-        seed: of initialisation, order, augmentation and corruption.
-        validations: how often the held-out loss is measured during the run.
-        save_every: steps between resumable checkpoints; 0 = at the end and on interruption only.
-        workers: processes that tokenize ahead.
-    """
-
-    steps: int = 2000
-    tokens_per_batch: int = 4096
-    learning_rate: float = 2e-3
-    optimizer: OptimizerName = "adamw"
-    weight_decay: float = 0.05
-    warmup: float = 0.05
-    decay: float = 0.3
-    clip: float = 1.0
-    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
-    compile: bool = False
-    seed: int = 0
-    validations: int = 10
-    save_every: int = 500
-    workers: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "tokens_per_batch", "learning_rate", "clip"):
-            if getattr(self, name) <= 0:
-                raise ConsilienceError(f"training.{name} must be positive, not {getattr(self, name)}")
-        for name in ("warmup", "decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConsilienceError(
-                    f"training.{name} is a fraction of the run in [0, 1], not {getattr(self, name)}"
-                )
-        if self.optimizer not in ("adamw", "muon"):
-            raise ConsilienceError(f"unknown optimizer '{self.optimizer}'; known: adamw, muon")
-        if min(self.weight_decay, self.validations, self.save_every, self.workers) < 0:
-            raise ConsilienceError(
-                "training.weight_decay, validations, save_every and workers must not be negative"
-            )
 
 
 class PreTraining(pl.LightningModule):
@@ -139,7 +88,13 @@ class StepLoader(DataLoader[tuple[str, TokenBatch]]):
         self.steps = StepSampler(len(feed))
         extra: dict[str, Any] = {"prefetch_factor": 4, "persistent_workers": True} if workers else {}
         super().__init__(
-            feed, batch_size=None, sampler=self.steps, num_workers=workers, pin_memory=pin, **extra
+            feed,
+            batch_size=None,
+            sampler=self.steps,
+            num_workers=workers,
+            pin_memory=pin,
+            worker_init_fn=ignore_interrupts,
+            **extra,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -163,8 +118,8 @@ class StartAtStep(Callback):
 class SaveOften(Callback):
     """A resumable checkpoint every so many steps, at the end and when the run is interrupted."""
 
-    def __init__(self, path: Path, every: int) -> None:
-        self.path, self.every = path, every
+    def __init__(self, path: Path, every: int, steps: WholeSteps) -> None:
+        self.path, self.every, self.steps = path, every, steps
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         """Save on schedule."""
@@ -178,8 +133,8 @@ class SaveOften(Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Save what there is, unless the numbers have gone bad."""
-        if isinstance(exception, KeyboardInterrupt):
+        """Save what there is, unless the numbers have gone bad or a step is half done."""
+        if isinstance(exception, KeyboardInterrupt) and self.steps.whole:
             self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> None:
@@ -258,9 +213,10 @@ def fit(
     feed = TokenFeed(train, steps=config.steps, tokens_per_batch=config.tokens_per_batch, seed=config.seed)
     gpu = torch.cuda.is_available()
     history = History()
-    callbacks: list[Callback] = [StartAtStep(), history]
+    whole = WholeSteps()
+    callbacks: list[Callback] = [whole, StartAtStep(), history]
     if folder is not None:
-        callbacks.append(SaveOften(folder / LAST, config.save_every))
+        callbacks.append(SaveOften(folder / LAST, config.save_every, whole))
     if progress or on_step:
         callbacks.append(TrainingProgress(config.steps, shown=progress, on_step=on_step))
     checkpoint = _checkpoint(folder, resume)
@@ -271,7 +227,7 @@ def fit(
     interrupted = False
     module = PreTraining(model, config)
     try:
-        with warnings.catch_warnings(), _quiet():
+        with warnings.catch_warnings(), _quiet(), whole.on_interrupt():
             warnings.filterwarnings(
                 "ignore", message=".*(does not have many workers|LeafSpec|already exists).*"
             )

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from consilience.core.errors import ConsilienceError
 from consilience.core.records import Collection
 from consilience.core.tokenizer import Tokenizer
+from consilience.domains.tables import write_embedding_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,16 +56,16 @@ class Domain(ABC):
 
     name: ClassVar[str]
     tokenizer: ClassVar[type[Tokenizer[Any]]]
-    suffixes: ClassVar[tuple[str, ...]]
-    quick: ClassVar[QuickPreset]
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    quick: ClassVar[QuickPreset] = QuickPreset(objectives=("next-token", "masked"))
 
     @abstractmethod
     def bundled(self) -> Collection:
         """The data that ships inside a dependency."""
 
-    @abstractmethod
     def read(self, path: Path, **options: Any) -> Collection:
         """Records of a user's file. Raises ConsilienceError naming the file; bad rows go to `failures`."""
+        raise ConsilienceError(f"{path}: {self.name} has no reader for files yet; leave out --data")
 
     @abstractmethod
     def tasks(self, collection: Collection) -> list[Task]:
@@ -76,20 +78,22 @@ class Domain(ABC):
         Whatever it fits (a PCA, a choice of genes) is fitted on the records at the indices `train` alone.
         """
 
-    @abstractmethod
     def write_records(self, records: Any, path: Path, columns: Mapping[str, Any] | None = None) -> None:
         """Write generated records in a format of this science's community, chosen by the file ending."""
+        raise ConsilienceError(f"{path}: {self.name} has no writer for records yet")
 
-    @abstractmethod
     def write_embedding(self, collection: Collection, embedding: "Embedding", path: Path) -> None:
-        """Write an embedding beside its ids: `.h5ad` with `.obsm["X_consilience"]` for cells, else parquet."""
+        """Write an embedding beside its ids and labels: parquet unless the science has its own format."""
+        write_embedding_table(collection, embedding, path)
 
-    @abstractmethod
-    def figure(self, models: "Mapping[str, FoundationModel]", collection: Collection, test: np.ndarray) -> "Figure":
-        """One matplotlib figure that a scientist of this field would look at.
+    def figure(
+        self, models: "Mapping[str, FoundationModel]", collection: Collection, test: np.ndarray
+    ) -> "Figure | None":
+        """One matplotlib figure that a scientist of this field would look at; None when there is none.
 
         Args:
             models: objective name -> a model pre-trained with it on the training rows.
             collection: the whole collection.
             test: indices of held-out records; only these may be shown as results.
         """
+        return None

@@ -56,7 +56,12 @@ def load_collection(
     domain: Domain, data: Path | None, options: Mapping[str, Any] | None = None
 ) -> Collection:
     """Records of a file, or the bundled ones when there is none; ConsilienceError when nothing is readable."""
-    collection = domain.bundled() if data is None else domain.read(data, **(options or {}))
+    try:
+        collection = domain.bundled() if data is None else domain.read(data, **(options or {}))
+    except TypeError as error:
+        if options and "unexpected keyword argument" in str(error):
+            raise ConsilienceError(f"{domain.name}: unknown option for reading {data}: {error}") from error
+        raise
     if not len(collection):
         reasons = "; ".join(failure.reason for failure in collection.failures[:3])
         raise ConsilienceError(

@@ -1,7 +1,6 @@
 """A training run: data of one or several sciences -> one trained model in one folder."""
 
 import csv
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,10 +14,12 @@ from consilience.core.errors import ConsilienceError
 from consilience.core.feed import Source
 from consilience.core.model import FoundationModel
 from consilience.core.objectives import Objective
-from consilience.core.training import Outcome, TrainingConfig, fit
+from consilience.core.training import LAST, Outcome, fit
+from consilience.core.training_config import TrainingConfig
 from consilience.core.transformer import CoreConfig
 from consilience.domains.base import Domain
 from consilience.domains.preparation import Prepared, load_collection, prepare
+from consilience.domains.settings import save_settings
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ def pretrain(
     folder: Path | None = None,
     resume: bool = False,
     init_core: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
     progress: bool = True,
     on_step: Callable[[int], None] | None = None,
 ) -> TrainedRun:
@@ -56,6 +58,7 @@ def pretrain(
         folder: where the model, logs and the resumable checkpoint go; None keeps nothing.
         resume: go on with the run in `folder`.
         init_core: start from the core of the model in this folder.
+        settings: the resolved options, kept beside the model.
         progress: show a bar.
         on_step: called after each step.
     """
@@ -80,6 +83,11 @@ def pretrain(
     if folder is not None and not resume:
         model.save(folder)
         write_failures(prepared, folder)
+    if folder is not None and settings is not None:
+        save_settings(folder, settings)
+    if resume and folder is not None and not (folder / LAST).is_file():
+        logger.info("%s was stopped before its first checkpoint: starting at its first step", folder)
+        resume = False
     outcome = fit(
         model,
         {
@@ -141,7 +149,7 @@ def train_domains(
     """
     if not resume and folder.exists() and any(folder.iterdir()):
         raise ConsilienceError(
-            f"{folder} is not empty: choose another --out, or --resume the run that is in it"
+            f"{folder} is not empty: choose another --out, --resume the run that is in it, or remove it"
         )
     kept: Mapping[str, Any] = load_model(FoundationModel, folder).tokenizers if resume else {}
     prepared = {}
@@ -183,9 +191,3 @@ def _resumed(
                 f"{part.collection.fingerprint}: resume with the same file"
             )
     return model.train()
-
-
-def save_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """`settings.json`: the resolved options of the run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "settings.json").write_text(json.dumps(settings, indent=1, default=str))

@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
-import scipy.sparse as sp
 
 from consilience.core.errors import ConsilienceError
 from consilience.tokenizers.cell_checks import require_counts
@@ -56,50 +55,32 @@ class CellStatistics:
         """
         if not len(table):
             raise ConsilienceError("cells: there is no cell to fit the tokenizer on")
-        names = list(dict.fromkeys(clean_genes(table.genes)))
+        cleaned = clean_genes(table.genes)
+        names = list(dict.fromkeys(cleaned))
         place = {gene: i for i, gene in enumerate(names)}
-        columns = np.array([place[gene] for gene in clean_genes(table.genes)], dtype=np.int64)
-        add_up = len(names) < len(columns)
-        sums, depths, lengths = np.zeros((6, len(names))), [], []
+        columns = np.array([place[gene] for gene in cleaned], dtype=np.int64)
         table = _evenly(table, FIT_CELLS)
-        for start, chunk in table.chunks(CHUNK):
-            totals = chunk.total_counts()
-            require_counts(chunk, totals, start)
-            cells = Expressed.of(chunk.counts, columns, add_up=add_up)
-            normal = cells.counts * np.repeat(1e4 / totals, cells.length)
-            logs, log_normal = np.log1p(cells.counts), np.log1p(normal)
-            for row, weight in enumerate((None, normal, log_normal, log_normal**2, logs, logs**2)):
-                sums[row] += np.bincount(cells.genes, weights=weight, minlength=len(names))
-            depths.append(totals)
-        n, depth = len(table), np.concatenate(depths)
-        keep = _choose(sums, n, order=order, limit=limit)
+        sums, depth = _gene_sums(table, columns, len(names))
+        keep = _choose(sums, len(table), order=order, limit=limit)
         if not len(keep):
             raise ConsilienceError("cells: no gene is expressed in any training cell")
         back = np.full(len(names), -1)
         back[keep] = np.arange(len(keep))
-        sample = _evenly(table, MEDIAN_CELLS)
-        parts, sizes = [], []
-        for _, chunk in sample.chunks(CHUNK):
-            cells = Expressed.of(chunk.counts, back[columns], add_up=add_up)
-            scale = np.repeat(1e4 / chunk.total_counts(), cells.length)
-            parts.append((cells.genes, cells.counts * scale))
-            sizes.append(cells.length)
-        genes, normal = (np.concatenate(part) for part in zip(*parts))
-        lengths = np.concatenate(sizes)
+        genes, normal, lengths = _sample(_evenly(table, MEDIAN_CELLS), back[columns])
         median = _medians(genes, normal, len(keep))
-        grid = np.linspace(0, 1, QUANTILES)
-        entries = sums[0, keep].sum()
-        mean_log = sums[4, keep].sum() / entries
-        spread_log = np.sqrt(max(sums[5, keep].sum() / entries - mean_log**2, 0.0))
+        entries = sums["cells"][keep].sum()
+        mean_log = sums["log"][keep].sum() / entries
+        spread_log = np.sqrt(max(sums["log squared"][keep].sum() / entries - mean_log**2, 0.0))
+        grid, logs = np.linspace(0, 1, QUANTILES), np.log(depth)
         return cls(
             genes=np.array(names, dtype=object)[keep],
-            mean=sums[1, keep] / n,
+            mean=sums["normal"][keep] / len(table),
             median=median,
             rank_score=_rank_scores(normal / median[genes], lengths, ranks),
             depth=np.quantile(depth, grid),
             length=np.quantile(lengths[lengths > 0], grid),
             log_count=(float(mean_log), float(spread_log) or 1.0),
-            log_depth=(float(np.log(depth).mean()), float(np.log(depth).std()) or 1.0),
+            log_depth=(float(logs.mean()), float(logs.std()) or 1.0),
         )
 
     def state(self) -> dict[str, Any]:
@@ -109,9 +90,11 @@ class CellStatistics:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
         """The inverse of `state`."""
-        arrays = {k: np.array(v, dtype=object if k == "genes" else np.float64) for k, v in state.items()}
-        pairs = {k: (float(state[k][0]), float(state[k][1])) for k in ("log_count", "log_depth")}
-        return cls(**{**arrays, **pairs})
+        values: dict[str, Any] = {k: np.array(v, dtype=np.float64) for k, v in state.items() if k != "genes"}
+        values["genes"] = np.array(state["genes"], dtype=object)
+        for name in ("log_count", "log_depth"):
+            values[name] = (float(state[name][0]), float(state[name][1]))
+        return cls(**values)
 
 
 def _evenly(table: CellTable, limit: int) -> CellTable:
@@ -121,27 +104,59 @@ def _evenly(table: CellTable, limit: int) -> CellTable:
     return table.take(np.linspace(0, len(table) - 1, limit).astype(np.int64))
 
 
-def _choose(sums: np.ndarray, n: int, *, order: str, limit: int | None) -> np.ndarray:
+def _gene_sums(table: CellTable, columns: np.ndarray, genes: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Sums over all cells, (G,) each, and the (n,) depths; `normal` means counts per 10,000 of the depth."""
+    names = ("cells", "normal", "log normal", "log normal squared", "log", "log squared")
+    sums, depths = {name: np.zeros(genes) for name in names}, []
+    for start, chunk in table.chunks(CHUNK):
+        totals = chunk.total_counts()
+        require_counts(chunk, totals, start)
+        cells = Expressed.of(chunk.counts, columns, add_up=genes < len(columns))
+        normal = cells.counts * np.repeat(1e4 / totals, cells.length)
+        logs, log_normal = np.log1p(cells.counts), np.log1p(normal)
+        for name, weight in zip(names, (None, normal, log_normal, log_normal**2, logs, logs**2)):
+            sums[name] += np.bincount(cells.genes, weights=weight, minlength=genes)
+        depths.append(totals)
+    return sums, np.concatenate(depths)
+
+
+def _sample(table: CellTable, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(genes, counts per 10,000) of every expressed vocabulary gene, cell after cell, and the numbers per cell."""
+    genes, normal, lengths = [], [], []
+    found = columns[columns >= 0]
+    for _, chunk in table.chunks(CHUNK):
+        cells = Expressed.of(chunk.counts, columns, add_up=len(np.unique(found)) < len(found))
+        scale = np.repeat(1e4 / chunk.total_counts(), cells.length)
+        genes.append(cells.genes.astype(np.int32))
+        normal.append((cells.counts * scale).astype(np.float32))
+        lengths.append(cells.length)
+    return np.concatenate(genes), np.concatenate(normal), np.concatenate(lengths)
+
+
+def _choose(sums: dict[str, np.ndarray], n: int, *, order: str, limit: int | None) -> np.ndarray:
     """Indices of the vocabulary's genes, in token order."""
-    expressed = np.flatnonzero(sums[0] > 0)
+    expressed = np.flatnonzero(sums["cells"] > 0)
     if limit is not None and len(expressed) > limit:
-        variance = sums[3, expressed] / n - (sums[2, expressed] / n) ** 2
+        variance = sums["log normal squared"][expressed] / n - (sums["log normal"][expressed] / n) ** 2
         expressed = np.sort(expressed[np.argsort(-variance, kind="stable")[:limit]])
     if order == "mean":
-        expressed = expressed[np.argsort(-sums[1, expressed], kind="stable")]
+        expressed = expressed[np.argsort(-sums["normal"][expressed], kind="stable")]
     return expressed
 
 
 def _medians(genes: np.ndarray, values: np.ndarray, vocabulary: int) -> np.ndarray:
-    """(V,) median of the values of each gene; genes that the sample lacks get the median of all."""
-    by_gene = sp.csr_array((values, (genes, np.arange(len(genes)))), shape=(vocabulary, len(genes)))
-    number = np.diff(by_gene.indptr)
-    order = np.lexsort((by_gene.data, np.repeat(np.arange(vocabulary), number)))
-    ordered = by_gene.data[order]
-    first, seen = by_gene.indptr[:-1], number > 0
-    median = np.full(vocabulary, np.median(values))
+    """(V,) median of the values of each gene; genes that the sample lacks get the median of all.
+
+    One sort of 64-bit keys, gene above value: bits of positive float32 numbers sort like the numbers.
+    """
+    keys = (genes.astype(np.uint64) << np.uint64(32)) | values.view(np.uint32)
+    keys.sort()
+    ordered = keys.astype(np.uint32).view(np.float32)
+    number = np.bincount(genes, minlength=vocabulary)
+    first, seen = np.cumsum(number) - number, number > 0
+    median = np.full(vocabulary, np.median(values), dtype=np.float64)
     low, high = first + (number - 1) // 2, first + number // 2
-    median[seen] = (ordered[low[seen]] + ordered[high[seen]]) / 2
+    median[seen] = (ordered[low[seen]].astype(np.float64) + ordered[high[seen]]) / 2
     return median
 
 

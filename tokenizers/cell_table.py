@@ -4,7 +4,6 @@ Counts on disk (`StoredCounts`) are read by rows only when they are needed; `tak
 and `load` reads exactly its rows, so that memory stays flat in the number of cells of the file.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,8 @@ _READ_THROUGH = 32_768
 class StoredCounts:
     """A matrix of cells by genes inside an HDF5 file (CSR, or dense rows), read by rows.
 
-    Holds a path instead of an open file, so that it can be pickled and used in worker processes; each process
-    opens the file once, for reading.
+    The file is opened for each read and closed again: handles survive neither pickling nor a fork, and an open
+    one would keep others from writing the file. What opening costs is small beside reading a batch.
 
     Args:
         path: the HDF5 file, for example an `.h5ad`.
@@ -31,15 +30,17 @@ class StoredCounts:
     """
 
     def __init__(self, path: Path | str, key: str) -> None:
+        import h5py
+
         self.path, self.key = Path(path), key
-        self._open: tuple[int, Any] | None = None
-        node = self._node()
-        if not self.by_rows(node):
-            raise ConsilienceError(f"{path}: `{key}` is not stored by rows (CSR or dense)")
-        sparse = hasattr(node, "keys")
-        shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape")) if sparse else node.shape
+        with h5py.File(path, "r") as file:
+            node = file[key]
+            if not self.by_rows(node):
+                raise ConsilienceError(f"{path}: `{key}` is not stored by rows (CSR or dense)")
+            sparse = hasattr(node, "keys")
+            shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape")) if sparse else node.shape
+            self.indptr: np.ndarray | None = node["indptr"][:].astype(np.int64) if sparse else None
         self.shape = (int(shape[0]), int(shape[1]))
-        self.indptr: np.ndarray | None = node["indptr"][:].astype(np.int64) if sparse else None
 
     @staticmethod
     def by_rows(node: Any) -> bool:
@@ -49,19 +50,10 @@ class StoredCounts:
         layout = node.attrs.get("encoding-type", node.attrs.get("h5sparse_format", ""))
         return str(layout).startswith("csr")
 
-    def _node(self) -> Any:
-        """The HDF5 group or dataset, from a file opened by this very process (handles do not survive a fork)."""
-        import h5py
-
-        if self._open is None or self._open[0] != os.getpid():
-            self._open = (os.getpid(), h5py.File(self.path, "r"))
-        return self._open[1][self.key]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": None}
-
     def read(self, rows: np.ndarray) -> sp.csr_array:
         """These rows, in this order (repeats allowed), as a CSR array in memory."""
+        import h5py
+
         wanted, place = np.unique(rows, return_inverse=True)
         if not len(wanted):
             return sp.csr_array((0, self.shape[1]), dtype=np.float32)
@@ -70,12 +62,14 @@ class StoredCounts:
         else:
             gap = self.indptr[wanted[1:]] - self.indptr[wanted[:-1] + 1]
         runs = np.split(wanted, np.flatnonzero(gap > _READ_THROUGH) + 1)
-        block = sp.vstack([self._read_span(run[0], run[-1] + 1)[run - run[0]] for run in runs], format="csr")
-        ordered = np.array_equal(place, np.arange(len(wanted)))
-        return sp.csr_array(block if ordered else block[place])
+        with h5py.File(self.path, "r") as file:
+            node = file[self.key]
+            parts = [self._read_span(node, run[0], run[-1] + 1)[run - run[0]] for run in runs]
+        block = sp.csr_array(parts[0] if len(parts) == 1 else sp.vstack(parts, format="csr"))
+        return block if np.array_equal(place, np.arange(len(wanted))) else block[place]
 
-    def _read_span(self, start: int, stop: int) -> sp.csr_array:
-        node = self._node()
+    def _read_span(self, node: Any, start: int, stop: int) -> sp.csr_array:
+        """Rows start..stop of an open matrix."""
         if self.indptr is None:
             return sp.csr_array(node[start:stop])
         first, last = self.indptr[start], self.indptr[stop]
@@ -182,5 +176,5 @@ class CellTable:
         )
 
     def name_of(self, index: int) -> str:
-        """ "cell 17 (barcode)", for messages."""
-        return f"cell {index}" if self.names is None else f"cell {index} ({self.names[index]})"
+        """The barcode of a cell, for messages."""
+        return "the cell" if self.names is None else f"cell {self.names[index]}"

@@ -151,8 +151,9 @@ class CellTokenizer(Tokenizer[CellTable]):
         head = (
             f"{int(tokens.length[0])} tokens, {self.options.view} view, depth {record.total_counts()[0]:,.0f}"
         )
-        name = "cell" if record.names is None else f"cell {record.names[0]}"
-        return "\n".join([f"{name}: {head}", self.match(record).report(), *self.view.describe(tokens)])
+        return "\n".join(
+            [f"{record.name_of(0)}: {head}", self.match(record).report(), *self.view.describe(tokens)]
+        )
 
     def state(self) -> dict[str, Any]:
         """Options and statistics as JSON types."""

@@ -40,7 +40,7 @@ def make_patches(
         centres[part], squared = _farthest_points(axes[part], real[part], n_patches)
         for inner in range(0, len(squared), 4):  # keys of four clouds still fit the cache
             nearest = _nearest(squared[inner : inner + 4], real[part][inner : inner + 4], patch_size)
-            members[start + inner : start + inner + 4] = nearest
+            members[start + inner : start + inner + len(nearest)] = nearest
     return centres, members
 
 

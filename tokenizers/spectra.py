@@ -1,15 +1,16 @@
 """SpectrumTokenizer: a spectrum as a scale token and flux patches on the instrument's own wavelength grid.
 
 Token 0 is the scale: its channel 0 holds the standardised log of the spectrum's typical flux (times the spread of
-all other values, so that one standardisation serves all tokens), and luminosity is not lost by normalising. Tokens 1..N hold P neighbouring pixels each, blue to red: flux / scale - 1 with its
-inverse variance as weight (0 where not measured, so that a bad pixel says "as bright as typical, unknown").
+all other values, so that one standardisation serves every token); normalising loses no luminosity. Tokens 1..N
+hold P neighbouring pixels each, blue to red: flux / scale - 1 with its inverse variance as weight (0 where not
+measured, so that a bad pixel says "as bright as typical, unknown").
 The address of a patch is the natural log of its central wavelength: a redshift moves a spectrum along it, and
 Fourier features make the absolute place visible. Nothing is resampled; instruments may differ from row to row.
 """
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -19,7 +20,9 @@ from consilience.core.batch import TokenBatch, TokenSpec
 from consilience.core.errors import ConsilienceError, UnreadableRecordError
 from consilience.core.records import Failure
 from consilience.core.tokenizer import Tokenizer
+from consilience.tokenizers.spectra_describe import describe_patches
 from consilience.tokenizers.spectra_grids import StoredGrid, TrainingStatistics, training_statistics
+from consilience.tokenizers.spectra_options import SpectrumOptions
 from consilience.tokenizers.spectra_patches import cut, grid_of_centres, n_patches, patch_centres
 from consilience.tokenizers.spectra_records import (
     Spectrum,
@@ -35,33 +38,6 @@ SCALE, PATCH = 0, 1
 
 SCALE_PRECISION = 1e4
 """Inverse variance of the standardised log scale: its error is 1 % of the spread in training."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpectrumOptions:
-    """Options of the spectrum tokenizer.
-
-    Args:
-        patch_size: pixels a token; a power of two near the width of a broad line is a fair choice.
-        max_weight: cut for inverse variances in units of the scale; 1e4 is a floor of 1 % on a pixel's error.
-        min_weight: pixels below are taken as not measured; 1e-2 is an error of ten times the spectrum's scale.
-        max_grids: how many wavelength grids of the training rows are kept, the most common first.
-    """
-
-    patch_size: int = 32
-    max_weight: float = 1e4
-    min_weight: float = 1e-2
-    max_grids: int = 4
-
-    def __post_init__(self) -> None:
-        if self.patch_size < 1:
-            raise ConsilienceError(f"patch_size must be at least 1 pixel, not {self.patch_size}")
-        if not 0 <= self.min_weight < self.max_weight < math.inf:
-            raise ConsilienceError(
-                f"weights need 0 <= min_weight < max_weight < inf, not {self.min_weight} and {self.max_weight}"
-            )
-        if self.max_grids < 1:
-            raise ConsilienceError(f"max_grids must be at least 1, not {self.max_grids}")
 
 
 class SpectrumTokenizer(Tokenizer[SpectrumRecords]):
@@ -263,33 +239,17 @@ class SpectrumTokenizer(Tokenizer[SpectrumRecords]):
         return self._batch(lengths, np.zeros_like(weight), weight, positions)
 
     def describe(self, record: Spectrum) -> str:
-        """The scale, the patches with their wavelength ranges and mean fluxes, and how much is masked."""
+        """The scale, the patches with their wavelength ranges and mean fluxes, and how much is not measured."""
         tokens = self.encode([record])
         assert tokens.values is not None and tokens.weight is not None
-        scale = self._scales(float(tokens.values[0, 0, 0]))
-        z = float(tokens.values[0, 0, 0]) / self.statistics.value_spread
-        wavelength, size = record.wavelength_angstrom, self.options.patch_size
-        lines = [
-            f"{len(record)} pixels, {wavelength[0]:.1f} to {wavelength[-1]:.1f} Å, "
-            f"{1 - record.measured.mean():.1%} not measured",
-            f"token 0 <scale>: typical flux {scale:.4g}, {z:+.3f} standard deviations of the training log fluxes",
-            f"tokens 1 to {int(tokens.length[0]) - 1} <patch>: {size} pixels each, blue to red "
-            "(mean of flux / scale, median signal-to-noise):",
-        ]
-        values, weight = tokens.values[0, 1:].numpy(), tokens.weight[0, 1:].numpy()
-        shown = range(len(values)) if len(values) <= 12 else [*range(6), *range(len(values) - 6, len(values))]
-        previous = -1
-        for i in shown:
-            if i != previous + 1:
-                lines.append(f"  ... {i - previous - 1} more")
-            previous = i
-            here, good = wavelength[i * size : (i + 1) * size], weight[i] > 0
-            content = "not measured"
-            if good.any():
-                flux = values[i][good] + 1
-                content = f"{flux.mean():+.3f}, {np.median(np.abs(flux) * np.sqrt(weight[i][good])):.1f}"
-            lines.append(f"  {i + 1:4d}  {here[0]:8.1f} to {here[-1]:8.1f} Å  {content}")
-        return "\n".join(lines)
+        first = float(tokens.values[0, 0, 0])
+        return describe_patches(
+            record,
+            tokens.values[0, 1:].numpy(),
+            tokens.weight[0, 1:].numpy(),
+            scale=self._scales(first),
+            deviation=first / self.statistics.value_spread,
+        )
 
     def state(self) -> dict[str, Any]:
         """Options, statistics and grids, as JSON types."""

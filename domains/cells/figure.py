@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from consilience.core.model import FoundationModel
 
 MOST_SHOWN = 2000
-GENERATED = 200
+GENERATED = 100
+STEPS = 16
+"""Passes of the samplers that fill many tokens at once; one gene at a time would take a pass for each."""
 NEIGHBOURS = 10
 COLOURS = (
     "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf",
@@ -42,7 +44,7 @@ def figure(models: "Mapping[str, FoundationModel]", collection: Collection, test
     for name, model in models.items():
         embedding = model.embed(cells.records, domain="cells")
         columns[name] = (embedding.vectors, embedding.index)
-        generated[name] = model.generate(min(len(test), GENERATED), domain="cells", seed=0)
+        generated[name] = model.generate(min(len(test), GENERATED), domain="cells", seed=0, steps=STEPS)
     columns[title] = (features[shown], np.arange(len(shown)))
     sample = np.linspace(0, len(train) - 1, min(len(train), MOST_SHOWN)).astype(np.int64)
     generated[title] = collection.records.take(train[sample])
@@ -137,7 +139,9 @@ def _draw_map(
     for name in colour:
         inside = types == name
         if inside.any():
-            axis.scatter(*places[inside].T, s=9, color=colour[name], label=name, linewidths=0)
+            axis.scatter(
+                places[inside, 0], places[inside, 1], s=9, color=colour[name], label=name, linewidths=0
+            )
     share = f"same type among neighbours: {purity(vectors, types):.0%}" if len(vectors) > 1 else ""
     axis.set_title(f"{title}\n{share}", fontsize=9)
     axis.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")

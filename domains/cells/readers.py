@@ -115,9 +115,8 @@ def _sampled(path: Path, name: str, table: CellTable, obs: pd.DataFrame) -> Open
     entry = first_bad_entry(sample.counts.data)
     if entry is not None:
         cell = int(np.searchsorted(sample.counts.indptr, entry, side="right") - 1)
-        raise NotCountsError(
-            f"{path}: cell {rows[cell]} ({obs.index[rows[cell]]}) has {sample.counts.data[entry]:g} in {name}, {WAY_OUT}"
-        )
+        where = f"{path}: cell {rows[cell]} ({obs.index[rows[cell]]})"
+        raise NotCountsError(f"{where} has {sample.counts.data[entry]:g} in {name}, {WAY_OUT}")
     return Opened(table=table, obs=obs, sample_rows=rows, sample=sample)
 
 

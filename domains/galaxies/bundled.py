@@ -23,12 +23,17 @@ WAVELENGTH_RANGE = (3600.0, 9800.0)
 FLUX_UNIT = 1e-17
 """erg / s / cm2 / Å."""
 
-SKY_LINES = (5577.3, 5891.6, 6300.3, 6363.8, 6864.0, 7276.4, 7340.9, 7750.6, 7821.5, 7913.7, 7993.3, 8344.6)
-SKY_LINES += (8399.2, 8430.2, 8465.4, 8827.1, 8885.8, 8919.6, 8958.1, 9375.9, 9439.7, 9476.9, 9567.6, 9790.0)
+# fmt: off
+SKY_LINES = (
+    5577.3, 5891.6, 6300.3, 6363.8, 6864.0, 7276.4, 7340.9, 7750.6, 7821.5, 7913.7, 7993.3, 8344.6,
+    8399.2, 8430.2, 8465.4, 8827.1, 8885.8, 8919.6, 8958.1, 9375.9, 9439.7, 9476.9, 9567.6, 9790.0,
+)
+# fmt: on
 """Bright lines of the night sky in Å ([O I], Na, OH)."""
 
 PHOTONS = 2.0
-"""Photons a pixel for one unit of flux where the instrument is most sensitive: sets the signal-to-noise."""
+"""Photons a pixel for one unit of flux where the instrument is most sensitive: sets the signal-to-noise
+(median over galaxies of 6.5 a pixel of 290 km/s, 3 to 18 for 90 % of them)."""
 
 MASKED_FRACTION = 0.004
 """Pixels lost to cosmic rays and bad columns."""
@@ -38,7 +43,8 @@ SEED = 20250301
 
 def observed_grid() -> np.ndarray:
     """(N_PIXELS,) wavelengths in Å, evenly spaced in their log."""
-    return np.exp(np.linspace(*np.log(WAVELENGTH_RANGE), N_PIXELS))
+    first, last = WAVELENGTH_RANGE
+    return np.geomspace(first, last, N_PIXELS)
 
 
 def model_flux(coefficients: np.ndarray, redshift: np.ndarray, wavelength_angstrom: np.ndarray) -> np.ndarray:

@@ -103,10 +103,13 @@ def spectra_of_columns(columns: Mapping[str, Any], source: str, *, error: float 
     for role, part in parts.items():
         if part is not None and not _flat(part) and len(part) != n:
             raise ConsilienceError(f"{source}: `{role}` has {len(part)} rows for {n} spectra")
-    names = columns[found["id"]] if "id" in found else None
-    known = names is not None and len(np.atleast_1d(names)) == n
-    ids = np.array([_text(i) for i in np.atleast_1d(names)] if known else [str(i) for i in range(n)])
-    return keep_usable(_records(parts, ids), ids, _labels(columns, found, n))
+    names = np.atleast_1d(columns[found["id"]]) if "id" in found else np.empty(0)
+    ids = np.array([_text(name) for name in names] if len(names) == n else [str(row) for row in range(n)])
+    try:
+        records = _records(parts, ids)
+    except ConsilienceError as problem:
+        raise ConsilienceError(f"{source}: {problem}") from problem
+    return keep_usable(records, ids, _labels(columns, found, n))
 
 
 def keep_usable(records: SpectrumRecords, ids: np.ndarray, labels: Mapping[str, np.ndarray]) -> ReadSpectra:
@@ -150,7 +153,7 @@ def _wavelength(columns: Mapping[str, Any], found: Mapping[str, str], source: st
     if "wavelength" in found or "log_wavelength" not in found:
         return columns[_require(found, "wavelength", columns, source)]
     logs = columns[found["log_wavelength"]]
-    if _flat(logs) or isinstance(logs, np.ndarray) and logs.dtype != object:
+    if _flat(logs) or (isinstance(logs, np.ndarray) and logs.dtype != object):
         return 10 ** np.asarray(logs, dtype=np.float64)
     return [10 ** np.asarray(row, dtype=np.float64) for row in logs]
 
@@ -189,16 +192,15 @@ def _records(parts: Mapping[str, Any], ids: np.ndarray) -> SpectrumRecords:
         part for name, part in parts.items() if part is not None and name != "wavelength" and not _flat(part)
     ]
     if shared and all(len(row) == width for part in rows for row in part):
-        full = {
-            name: None if part is None else np.stack([np.asarray(row) for row in _spread(part, len(ids))])
-            for name, part in parts.items()
-            if name != "wavelength"
-        }
+
+        def stacked(name: str) -> np.ndarray:
+            return np.stack([np.asarray(row) for row in _spread(parts[name], len(ids))])
+
         return SpectrumTable(
             wavelength_angstrom=np.asarray(grid),
-            flux=full["flux"],
-            inverse_variance=full["inverse_variance"],
-            mask=None if full["mask"] is None else full["mask"] != 0,
+            flux=stacked("flux"),
+            inverse_variance=stacked("inverse_variance"),
+            mask=None if parts["mask"] is None else stacked("mask") != 0,
             ids=ids,
         )
     spread = {name: _spread(part, len(ids)) for name, part in parts.items()}

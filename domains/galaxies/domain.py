@@ -12,13 +12,13 @@ from consilience.core.tokenizer import Tokenizer
 from consilience.domains.base import Domain, QuickPreset, Task
 from consilience.domains.galaxies.data import read_spectra
 from consilience.domains.galaxies.evaluate import pca_baseline, tasks_of
-from consilience.domains.galaxies.writers import write_embedding, write_spectra
+from consilience.domains.galaxies.writers import write_spectra
 from consilience.tokenizers.spectra import SpectrumTokenizer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from consilience.core.model import Embedding, FoundationModel
+    from consilience.core.model import FoundationModel
 
 
 class Galaxies(Domain):
@@ -44,7 +44,9 @@ class Galaxies(Domain):
         """A file, a folder or a pattern of files; options `format` and `error`, see `data.read_spectra`."""
         unknown = sorted(set(options) - {"format", "error"})
         if unknown:
-            raise ConsilienceError(f"unknown option `{unknown[0]}` for reading galaxies; known: format, error")
+            raise ConsilienceError(
+                f"unknown option `{unknown[0]}` for reading galaxies; known: format, error"
+            )
         return read_spectra(Path(path), **options)
 
     def tasks(self, collection: Collection) -> list[Task]:
@@ -59,11 +61,9 @@ class Galaxies(Domain):
         """Write spectra as .npz, .fits or .parquet."""
         write_spectra(records, Path(path), columns)
 
-    def write_embedding(self, collection: Collection, embedding: "Embedding", path: Path) -> None:
-        """Write an embedding as parquet: id, e0 ... and the labels."""
-        write_embedding(collection, embedding, Path(path))
-
-    def figure(self, models: "Mapping[str, FoundationModel]", collection: Collection, test: np.ndarray) -> "Figure":
+    def figure(
+        self, models: "Mapping[str, FoundationModel]", collection: Collection, test: np.ndarray
+    ) -> "Figure":
         """Held-out spectra whose masked patches were filled in by a model."""
         from consilience.domains.galaxies.figure import filled_spectra
 

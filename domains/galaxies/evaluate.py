@@ -4,6 +4,7 @@ import numpy as np
 
 from consilience.core.records import Collection
 from consilience.domains.base import Task
+from consilience.domains.metrics import redshift_scores
 from consilience.tokenizers.spectra_patches import cut
 from consilience.tokenizers.spectra_records import SpectrumRecords, SpectrumTable, tables_of
 
@@ -25,8 +26,8 @@ def tasks_of(collection: Collection) -> list[Task]:
     named = {task.label for task in found}
     for label, column in collection.labels.items():
         if label not in named:
-            kind = "regression" if column.dtype.kind == "f" else "classification"
-            found.append(Task(name=label.replace("_", " "), label=label, kind=kind))
+            name, number = label.replace("_", " "), column.dtype.kind == "f"
+            found.append(Task(name=name, label=label, kind="regression" if number else "classification"))
     return [task for task in found if _varies(collection.labels[task.label], task.kind)]
 
 
@@ -57,7 +58,9 @@ def pca_baseline(collection: Collection, train: np.ndarray) -> tuple[str, np.nda
         mean = np.where(count > 0, np.nansum(known, axis=0) / np.maximum(count, 1), 0)
     flux = np.where(np.isfinite(flux), flux, mean)
     components = min(COMPONENTS, len(train), flux.shape[1])
-    pca = PCA(components, svd_solver="randomized" if components < 0.8 * len(train) else "full", random_state=0)
+    pca = PCA(
+        components, svd_solver="randomized" if components < 0.8 * len(train) else "full", random_state=0
+    )
     pca.fit(flux[train])
     return f"PCA({components}) of flux", np.column_stack([pca.transform(flux), log_scale])
 
@@ -104,12 +107,8 @@ def _scaled(table: SpectrumTable) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sigma_nmad(predicted: np.ndarray, true: np.ndarray) -> float:
-    """Robust scatter of redshifts: 1.4826 x median of |e - median(e)| with e = (predicted - true) / (1 + true).
-
-    Source: Hoaglin, Mosteller & Tukey 1983, as in Ilbert et al. 2006, A&A 457, 841.
-    """
-    error = (predicted - true) / (1 + true)
-    return float(1.4826 * np.median(np.abs(error - np.median(error))))
+    """Robust scatter of redshifts, see `domains.metrics.redshift_scores`."""
+    return float(redshift_scores(true, predicted, np.ones((1, len(true))))["nmad"][0])
 
 
 def outlier_fraction(predicted: np.ndarray, true: np.ndarray, limit: float = 0.15) -> float:

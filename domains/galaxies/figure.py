@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from consilience.core.model import FoundationModel
 
-LINES = {"[O II]": 3728.5, "Ca H, K": 3952.0, "Hβ": 4862.7, "[O III]": 5008.2, "Mg b": 5176.0, "Hα": 6564.6}
+LINES = {"[O II]": 3728.5, "Ca H, K": 3952.0, "Hβ": 4862.7, "[O III]": 5008.2, "Hα": 6564.6}
 """Features of galaxies: rest wavelengths in vacuum, Å."""
 
 GAPS = (5008.2, 4000.0)
@@ -80,9 +80,15 @@ def filled_spectra(
         filled = fill_gap(models[name], spectrum, rest if redshift is None else rest * (1 + redshift))
         _draw(panel, filled, redshift, f"{collection.ids[row]}")
     panels[-1].set_xlabel("observed wavelength (Å)")
-    panels[0].legend(loc="upper left", fontsize=8, ncols=5, frameon=False)
-    kind = "Model spectra (fitted to real photometry, not observed)" if collection.origin == "model" else "Spectra"
-    figure.suptitle(f"{kind}: hidden patches of held-out galaxies, filled in by the {name} model", fontsize=11)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=5)
+    kind = (
+        "Model spectra (fitted to real photometry, not observed)"
+        if collection.origin == "model"
+        else "Spectra"
+    )
+    figure.suptitle(
+        f"{kind}: hidden patches of held-out galaxies, filled in by the {name} model", fontsize=11
+    )
     return figure
 
 

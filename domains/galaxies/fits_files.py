@@ -4,6 +4,7 @@ What no loader recognises is tried as a table with columns named as in `columns.
 """
 
 import warnings
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ LABELS |= {"class": "spectral_class", "spectype": "spectral_class", "subclass": 
 """Columns of pipeline tables (SDSS SPALL, DESI REDSHIFTS) that become labels, by lower-case name."""
 
 LOADER_ERRORS = (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError)
-"""What specutils' loaders raise on a file that is not theirs (its registry error is a TypeError or OSError)."""
+"""What specutils' loaders raise on a file that is not theirs, beside the registry's own error."""
 
 
 def read_fits(path: Path, *, format: str | None = None, error: float | None = None) -> ReadSpectra:
@@ -52,7 +53,7 @@ def read_fits(path: Path, *, format: str | None = None, error: float | None = No
                         f"{path}: extension {cut_short[0]} has no data; the file is cut short"
                     )
                 return _read(path, hdus, format, error)
-        except (OSError, TypeError, EOFError) as problem:
+        except (OSError, TypeError, EOFError, zipfile.BadZipFile) as problem:
             reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
             raise ConsilienceError(f"{path}: not a FITS file, or cut short ({reason})") from problem
 
@@ -100,13 +101,14 @@ def _column_table(hdus: Any) -> dict[str, Any] | None:
 def _load(path: Path, format: str | None) -> list[Any]:
     """specutils spectra: by the loader named, else by the one that recognises the file."""
     import specutils
+    from astropy.io.registry import IORegistryError
 
     single = getattr(specutils, "Spectrum", None) or specutils.Spectrum1D
     reasons: list[str] = []
     for reader in (single, specutils.SpectrumList):
         try:
             loaded = reader.read(str(path), format=format)
-        except LOADER_ERRORS as problem:
+        except (*LOADER_ERRORS, IORegistryError) as problem:
             reasons.append(str(problem).strip().splitlines()[0] if str(problem).strip() else repr(problem))
             continue
         spectra = list(loaded) if isinstance(loaded, specutils.SpectrumList) else [loaded]

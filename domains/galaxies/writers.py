@@ -1,18 +1,14 @@
-"""Writing spectra (npz, FITS, parquet) and embeddings (parquet). What is written can be read back by `data.py`."""
+"""Writing spectra as npz, FITS or parquet, so that `data.py` can read them back."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from consilience.core.errors import ConsilienceError
-from consilience.core.records import Collection
 from consilience.domains.galaxies.data import tabled
 from consilience.tokenizers.spectra_records import Spectrum, SpectrumRecords, SpectrumTable
-
-if TYPE_CHECKING:
-    from consilience.core.model import Embedding
 
 
 def write_spectra(records: SpectrumRecords, path: Path, columns: Mapping[str, Any] | None = None) -> None:
@@ -26,10 +22,14 @@ def write_spectra(records: SpectrumRecords, path: Path, columns: Mapping[str, An
     extra = {name: np.asarray(column) for name, column in (columns or {}).items()}
     for name, column in extra.items():
         if len(column) != len(spectra):
-            raise ConsilienceError(f"{path}: column `{name}` has {len(column)} entries for {len(spectra)} spectra")
+            raise ConsilienceError(
+                f"{path}: column `{name}` has {len(column)} entries for {len(spectra)} spectra"
+            )
     writers = {".npz": _npz, ".fits": _fits, ".parquet": _parquet}
     if path.suffix.lower() not in writers:
-        raise ConsilienceError(f"{path}: spectra are written as .npz, .fits or .parquet; choose one of these endings")
+        raise ConsilienceError(
+            f"{path}: spectra are written as .npz, .fits or .parquet; choose one of these endings"
+        )
     if not spectra:
         raise ConsilienceError(f"{path}: no spectra to write")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,10 +44,13 @@ def _ivar(spectrum: Spectrum) -> np.ndarray:
 def _npz(spectra: list[Spectrum], ids: np.ndarray, extra: Mapping[str, np.ndarray], path: Path) -> None:
     table = tabled(spectra, ids)
     if not isinstance(table, SpectrumTable):
-        raise ConsilienceError(f"{path}: these spectra are on different wavelength grids; write .parquet or .fits")
+        raise ConsilienceError(
+            f"{path}: these spectra are on different wavelength grids; write .parquet or .fits"
+        )
     ivar = np.stack([_ivar(spectrum) for spectrum in spectra])
     wavelength = table.wavelength_angstrom
-    np.savez_compressed(path, id=ids, wavelength=wavelength, flux=table.flux, ivar=ivar, **extra)
+    arrays: dict[str, Any] = {"id": ids, "wavelength": wavelength, "flux": table.flux, "ivar": ivar, **extra}
+    np.savez_compressed(path, **arrays)
 
 
 def _fits(spectra: list[Spectrum], ids: np.ndarray, extra: Mapping[str, np.ndarray], path: Path) -> None:
@@ -86,19 +89,4 @@ def _parquet(spectra: list[Spectrum], ids: np.ndarray, extra: Mapping[str, np.nd
         "ivar": pa.array([_ivar(spectrum) for spectrum in spectra]),
     }
     columns |= {name: pa.array(column.tolist()) for name, column in extra.items()}
-    pq.write_table(pa.table(columns), path)
-
-
-def write_embedding(collection: Collection, embedding: "Embedding", path: Path) -> None:
-    """Write parquet with the columns id, e0 ... e{d-1} (float32) and the labels the collection has."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if path.suffix.lower() != ".parquet":
-        raise ConsilienceError(f"{path}: embeddings of spectra are written as .parquet; choose that ending")
-    columns: dict[str, Any] = {"id": pa.array([str(name) for name in embedding.ids])}
-    columns |= {f"e{i}": pa.array(embedding.vectors[:, i]) for i in range(embedding.vectors.shape[1])}
-    for name, column in collection.labels.items():
-        columns[name] = pa.array(column[embedding.index].tolist())
-    path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path)

@@ -80,6 +80,7 @@ def _grid(mols: Sequence[Chem.Mol]) -> np.ndarray:
     drawer = rdMolDraw2D.MolDraw2DCairo(PER_ROW * width, DRAWN // PER_ROW * height, width, height)
     # One long chain would shrink all others. (The stubs of RDKit take every option for an object.)
     drawer.drawOptions().drawMolsSameScale = False  # type: ignore[assignment]
+    drawer.drawOptions().fixedBondLength = 34  # type: ignore[assignment]
     with rdBase.BlockLogs():
         drawer.DrawMolecules(list(mols))
     drawer.FinishDrawing()

@@ -94,9 +94,8 @@ def _named(path: Path) -> Iterator[None]:
     except pd.errors.EmptyDataError as error:
         raise ConsilienceError(f"{path}: the file is empty; it holds no molecule") from error
     except (ValueError, OSError, EOFError, zlib.error) as error:
-        raise ConsilienceError(
-            f"{path}: cannot be read ({str(error).splitlines()[0]}); is it whole?"
-        ) from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConsilienceError(f"{path}: cannot be read ({reason}); is it whole?") from error
 
 
 def _read_lines(path: Path, column: str | None, id_column: str | None) -> Table:
@@ -106,12 +105,17 @@ def _read_lines(path: Path, column: str | None, id_column: str | None) -> Table:
         lines = [(number, line.rstrip("\r\n")) for number, line in enumerate(file, 1)]
     lines = [(number, line) for number, line in lines if line.strip() and not line.startswith("#")]
     first = lines[0][1] if lines else ""
-    if "," in first:
+    if "," in "".join(first.split()[:1]):  # a comma in a name is no separator; a SMILES has none
         return _read_csv(path, column, id_column)
     words = first.split("\t") if "\t" in first else first.split()
     if words and (words[0].strip().lower() in SMILES_NAMES or column in words):
-        separator = "\t" if "\t" in first else r"\s+"
-        return _from_frame(pd.read_csv(path, sep=separator, comment="#", dtype=str), path, column, id_column)
+        # By hand: the last column takes the rest of its line, and `#` inside a line is a triple bond.
+        rows = [
+            line.split("\t") if "\t" in first else line.split(None, len(words) - 1) for _, line in lines[1:]
+        ]
+        named = [dict(zip(words, row)) for row in rows]
+        frame = pd.DataFrame(named, columns=pd.Index(words), dtype=object)
+        return _from_frame(frame, path, column, id_column, [f"line {number}" for number, _ in lines[1:]])
     if column is not None:
         raise ConsilienceError(f"{path}: there is no header line with a column {column!r}; leave column= out")
     cells = [line.split("\t", 1) if "\t" in line else line.split(None, 1) for _, line in lines]
@@ -136,8 +140,14 @@ def _read_parquet(path: Path, column: str | None, id_column: str | None) -> Tabl
     return _from_frame(pd.read_parquet(path), path, column, id_column)
 
 
-def _from_frame(frame: pd.DataFrame, path: Path, column: str | None, id_column: str | None) -> Table:
-    """A data frame's SMILES, ids and numeric columns."""
+def _from_frame(
+    frame: pd.DataFrame,
+    path: Path,
+    column: str | None,
+    id_column: str | None,
+    places: list[str] | None = None,
+) -> Table:
+    """A data frame's SMILES, ids and numeric columns; rows are counted from 1 unless `places` names them."""
     names = [str(name).strip() for name in frame.columns]
     frame.columns = pd.Index(names)
     column = _find(path, names, column, SMILES_NAMES, "SMILES column", "column")
@@ -163,7 +173,7 @@ def _from_frame(frame: pd.DataFrame, path: Path, column: str | None, id_column: 
             numbers[name] = values.to_numpy(np.float64, na_value=np.nan)
     return Table(
         smiles=["" if pd.isna(value) else str(value).strip() for value in smiles],
-        places=[f"row {row}" for row in range(1, len(frame) + 1)],
+        places=places or [f"row {row}" for row in range(1, len(frame) + 1)],
         names=None if identity is None else ["" if pd.isna(v) else str(v) for v in frame[identity]],
         columns=numbers,
     )

@@ -100,7 +100,7 @@ def embed(molecules: Sequence[tuple[str, str]], seed: int = SEED) -> Conformers:
     Every molecule is embedded on its own with the same seed, so results depend neither on the others nor on
     the number of threads.
     """
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool, rdBase.BlockLogs():
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         found = list(pool.map(lambda item: _embed_one(item[1], seed), molecules))
     kept = [(name, smiles, cloud) for (name, smiles), cloud in zip(molecules, found) if cloud is not None]
     return Conformers(
@@ -111,11 +111,12 @@ def embed(molecules: Sequence[tuple[str, str]], seed: int = SEED) -> Conformers:
 
 
 def _embed_one(smiles: str, seed: int) -> PointCloud | None:
-    mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
     parameters: Any = rdDistGeom.ETKDGv3()
     parameters.randomSeed = seed
     parameters.maxIterations = 20
-    return heavy_cloud(mol) if rdDistGeom.EmbedMolecule(mol, parameters) == 0 else None
+    with rdBase.BlockLogs():
+        mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
+        return heavy_cloud(mol) if rdDistGeom.EmbedMolecule(mol, parameters) == 0 else None
 
 
 def _suitable(source: Path, n: int) -> list[tuple[str, str]]:

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 HELD_OUT = 64
 GENERATED = 64
-START = 0.5
-"""Time at which denoising starts: half noise, half signal."""
+START = 0.7
+"""Time at which denoising starts: 0 is pure noise, 1 the clean cloud."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 
 
 def figure(models: "Mapping[str, FoundationModel]", collection: Collection, test: np.ndarray) -> Figure:
-    """Held-out clouds noised half way and transported back; nearest-neighbour distances of generated clouds.
+    """Held-out clouds noised in part and transported back; nearest-neighbour distances of generated clouds.
 
     The cloud shown is the held-out one of median size, not the best one. Generated clouds take composition and
     length from training clouds; everything else is compared with held-out clouds.
@@ -36,8 +36,10 @@ def figure(models: "Mapping[str, FoundationModel]", collection: Collection, test
         for name, model in models.items()
     }
     denoiser = models.get("denoising")
-    shown = Figure(figsize=(12, 7.2 if denoiser else 3.6), layout="constrained")
-    rows = shown.subfigures(2 if denoiser else 1, 1, squeeze=False)[:, 0]
+    shown = Figure(figsize=(12, 6.6 if denoiser else 3.6), layout="constrained")
+    rows = shown.subfigures(
+        2 if denoiser else 1, 1, height_ratios=[3.0, 3.6] if denoiser else None, squeeze=False
+    )[:, 0]
     below = rows[-1].subplots(1, 2 if denoiser else 1, squeeze=False)[0]
     if denoiser is not None:
         tokenizer = denoiser.tokenizers["points"]
@@ -92,8 +94,8 @@ def _draw_states(part: Any, states: Sequence[tuple[str, PointCloud]]) -> None:
             *x.T, s=sizes, c=jmol_colors[numbers], edgecolors="0.25", linewidths=0.5, depthshade=False
         )
         axis.set(xlim=(-reach, reach), ylim=(-reach, reach), zlim=(-reach, reach))
-        axis.set_box_aspect((1, 1, 1), zoom=1.5)
-        axis.view_init(elev=75, azim=-90)
+        axis.set_box_aspect((1, 1, 1), zoom=1.9)
+        axis.view_init(elev=80, azim=-90)
         axis.set_axis_off()
         axis.set_title(title, fontsize=10)
 

@@ -146,6 +146,14 @@ def test_smi_without_names_and_with_header(tmp_path: Path) -> None:
     read = DOMAIN.read(path)
     assert read.ids.tolist() == ["ethyl alcohol", "propane"]
     assert read.labels["pIC50"].tolist() == [5.5, 6.0]
+    path.write_text("# triple bonds are no comments\nsmiles name\nCC#N methyl cyanide\n\n((( wrong\nC#C\n")
+    read = DOMAIN.read(path)
+    assert (read.records, read.ids.tolist()) == (["CC#N", "C#C"], ["line-3", "line-6"])
+    assert read.failures[0].reason.startswith("line 5: ")
+    path.write_text("CC(Cl)CCl 1,2-dichloropropane\nCCC\tpropane\n")
+    assert DOMAIN.read(path).ids.tolist() == ["1,2-dichloropropane", "propane"]
+    path.write_text("smiles,dose\nCCO,1\n")
+    assert DOMAIN.read(path).labels["dose"].tolist() == [1.0]
     path.write_text("CCO ethyl alcohol\nCCC propane\n")
     assert DOMAIN.read(path).ids.tolist() == ["ethyl alcohol", "propane"]
 

@@ -1,6 +1,6 @@
 """Loss curves: likelihoods and surrogates on separate axes, never on one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
@@ -14,7 +14,7 @@ COLOURS = {
 }
 
 
-def loss_curves(results: Sequence[Result], kinds: dict[str, str]) -> Figure:
+def loss_curves(results: Sequence[Result], kinds: Mapping[str, str]) -> Figure:
     """Held-out training loss against steps, one column a science; upper row likelihoods, lower row surrogates.
 
     Args:

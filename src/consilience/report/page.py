@@ -127,7 +127,8 @@ def _loss_section(losses: pd.DataFrame) -> str:
         )
     return (
         "<h2>Held-out loss</h2><table><thead><tr><th></th><th>objective</th><th>loss per token</th><th>kind</th>"
-        f"<th>tokens trained on</th><th>seconds</th><th>parameters</th></tr></thead><tbody>{''.join(body)}</tbody></table>"
+        f"<th>tokens trained on</th><th>seconds</th><th>parameters</th></tr></thead>"
+        f"<tbody>{''.join(body)}</tbody></table>"
         "<p class='caption'>Exact and bound are negative log-likelihoods in nats per token and may be compared within "
         "a science. A surrogate (grey) may not be compared with anything but itself.</p>"
     )

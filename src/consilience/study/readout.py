@@ -1,5 +1,7 @@
 """Reading tasks out of a representation: the same probes for pre-trained cores and for baselines."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from consilience.domains.base import Task
@@ -16,10 +18,12 @@ def tasks_of(prepared: Prepared) -> list[Task]:
     return chosen or tasks[:1]
 
 
-def score_features(prepared: Prepared, features: np.ndarray) -> tuple[Score, ...]:
-    """Linear and nearest-neighbour probes of all tasks on (n, d) features of all records."""
+def score_features(
+    prepared: Prepared, features: np.ndarray, tasks: Sequence[Task] | None = None
+) -> tuple[Score, ...]:
+    """Linear and nearest-neighbour probes of the tasks (default: `tasks_of`) on (n, d) features of all records."""
     scores = []
-    for task in tasks_of(prepared):
+    for task in tasks_of(prepared) if tasks is None else tasks:
         labels = prepared.collection.labels[task.label]
         linear = probe(features, labels, prepared.split, task.kind, redshift=task.label == "redshift")
         neighbours = probe(features, labels, prepared.split, task.kind, method="knn")
@@ -27,13 +31,13 @@ def score_features(prepared: Prepared, features: np.ndarray) -> tuple[Score, ...
     return tuple(scores)
 
 
-def score_trivial(prepared: Prepared) -> tuple[Score, ...]:
+def score_trivial(prepared: Prepared, tasks: Sequence[Task] | None = None) -> tuple[Score, ...]:
     """Majority class or mean."""
     return tuple(
         _score(
             prepared, task, trivial(prepared.collection.labels[task.label], prepared.split, task.kind), None
         )
-        for task in tasks_of(prepared)
+        for task in (tasks_of(prepared) if tasks is None else tasks)
     )
 
 

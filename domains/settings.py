@@ -1,0 +1,67 @@
+"""`settings.yaml`: the resolved options of a run, kept beside the model and taken back by `train --config`."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from consilience.core.errors import ConsilienceError
+
+SETTINGS = "settings.yaml"
+
+FREE = (
+    "training.steps",
+    "training.workers",
+    "training.save_every",
+    "training.validations",
+    "training.compile",
+)
+"""What may differ when a run is resumed."""
+
+
+def save_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings of a run, in one step."""
+    part = folder / f"{SETTINGS}.part"
+    part.write_text(yaml.safe_dump(dict(settings), sort_keys=False))
+    os.replace(part, folder / SETTINGS)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings in a folder; empty when it has none."""
+    path = folder / SETTINGS
+    if not path.is_file():
+        return {}
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConsilienceError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise ConsilienceError(f"{path} holds no settings; write `name: value` lines")
+    return found
+
+
+def check_same(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raise ConsilienceError when the run in a folder was started with other settings than these."""
+    saved = read_settings(folder)
+    if not saved:
+        return
+    before, now = _flat(saved), _flat(settings)
+    for name in dict.fromkeys([*before, *now]):
+        if name not in FREE and before.get(name) != now.get(name):
+            raise ConsilienceError(
+                f"{folder} was trained with {name} {before.get(name)}, this asks for {now.get(name)}: "
+                "resume with the same, or leave it out"
+            )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings with dotted names; empty groups vanish."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found

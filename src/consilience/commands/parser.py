@@ -1,0 +1,107 @@
+"""Parsing of one command's options: defaults and help come from a function, errors are one line."""
+
+import argparse
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import docstring_parser
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from consilience.core.errors import ConsilienceError
+
+
+class CommandParser(ArgumentParser):
+    """A parser whose options mirror the arguments of a function.
+
+    Args:
+        name: of the command.
+        function: its defaults and the `Args:` of its docstring become those of the options.
+        usage: what stands after the name in the first line of the help.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Any], usage: str) -> None:
+        # Values are data: a dictionary with a `class_path` in it must not build a class.
+        set_parsing_settings(instantiate_subclass_spec_in_any=False)
+        parsed = docstring_parser.parse(inspect.getdoc(function) or "")
+        self.defaults = {
+            key: None if parameter.default is parameter.empty else parameter.default
+            for key, parameter in inspect.signature(function).parameters.items()
+        }
+        self.helps = {entry.arg_name: " ".join((entry.description or "").split()) for entry in parsed.params}
+        super().__init__(
+            prog=f"consilience {name}",
+            description=parsed.short_description,
+            usage=f"consilience {name} {usage}",
+            exit_on_error=False,
+            default_env=False,
+        )
+
+    def option(self, flag: str, **how: Any) -> None:
+        """Add `--flag` or a positional, with default and help of the argument of the same name."""
+        key = flag.lstrip("-").replace("-", "_")
+        how.setdefault("help", self.helps[key])
+        if not how.get("required") and (flag.startswith("-") or "nargs" in how):
+            how.setdefault("default", self.defaults[key])
+        self.add_argument(flag, **how)
+
+    def read(self, argv: Sequence[str]) -> Namespace:
+        """The options, with dataclasses built; ConsilienceError in one line for what cannot be understood."""
+        try:
+            return self.instantiate(self.parse_args([self._spelled(text) for text in argv]))
+        except argparse.ArgumentError as error:
+            raise ConsilienceError(self._explain(str(error))) from error
+
+    @property
+    def _flags(self) -> list[str]:
+        return [flag for flag in self._option_string_actions if flag.startswith("--")]
+
+    def _spelled(self, text: str) -> str:
+        """`--init_core` and `--training.batch-size` as the parser spells them, with - or with _."""
+        flag, equals, value = text.partition("=")
+        if not flag.startswith("--") or flag in self._option_string_actions:
+            return text
+        for known in self._flags:
+            if known.replace("-", "_") == flag.replace("-", "_"):
+                return known + equals + value
+        group, dot, key = flag.partition(".")
+        if dot and group in self._option_string_actions:
+            return f"{group}.{key.replace('-', '_')}{equals}{value}"
+        return text
+
+    def _explain(self, message: str) -> str:
+        """What jsonargparse says, in one line that a person would write."""
+        message = " ".join(message.split())
+        if found := re.match(r"unrecognized arguments: (\S+)", message):
+            return self._unknown(found[1].partition("=")[0])
+        message = re.sub(r'Parser key "([^"]+)": ?', lambda m: f"--{m[1].replace('_', '-')}: ", message)
+        message = re.sub(
+            r"Expected an? (?:<class ')?(?:typing\.)?(.+?)(?:'>)?\. Got value: (.*)$",
+            lambda m: (
+                f"expected {_kind(m[1])}, not {m[2]!r}{_hint(m[2], re.findall(chr(39) + '([^' + chr(39) + ']+)', m[1]))}"
+            ),
+            message,
+        )
+        return f"{message} (see {self.prog} --help)"
+
+    def _unknown(self, text: str) -> str:
+        if not text.startswith("-"):
+            return f"unexpected argument {text!r}; what has no -- in front stands before the options ({self.usage})"
+        ends = {flag.rpartition(".")[2].lstrip("-"): flag for flag in reversed(self._flags)}
+        near = get_close_matches(text, self._flags, n=1, cutoff=0.7)
+        near = near or [ends[end] for end in get_close_matches(text.lstrip("-"), ends, n=1, cutoff=0.6)]
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"unknown option {text}; {hint}{self.prog} --help lists all"
+
+
+def _kind(name: str) -> str:
+    """The name of a type, for people."""
+    plain = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+    return plain.get(name, name.replace("Literal[", "one of [").replace("'", ""))
+
+
+def _hint(value: str, known: Sequence[str]) -> str:
+    near = get_close_matches(value, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""

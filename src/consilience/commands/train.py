@@ -1,0 +1,218 @@
+"""Train one shared core on one or several sciences."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from consilience import registry
+from consilience.commands.choices import (
+    Files,
+    Options,
+    build,
+    check_names,
+    files_by_science,
+    options_by_science,
+    parse_files,
+)
+from consilience.commands.console import Interrupted, loss_in_words, say
+from consilience.commands.models import find_data
+from consilience.commands.parser import CommandParser
+from consilience.core.errors import ConsilienceError
+from consilience.domains.settings import SETTINGS, check_same, read_settings
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
+    from consilience.core.objectives import Objective
+    from consilience.core.training_config import TrainingConfig
+    from consilience.core.transformer import CoreConfig
+    from consilience.domains.pretraining import TrainedRun
+
+SMALL_CORE = {"width": 128, "depth": 4, "heads": 4}
+SHORT_TRAINING = {"steps": 1000}
+"""Defaults here are for a laptop: minutes, not hours."""
+
+
+def train(
+    domains: str | Sequence[str],
+    *,
+    out: str | Path,
+    objective: str = "masked",
+    data: Files | None = None,
+    objective_options: Options | None = None,
+    tokenizer_options: Options | None = None,
+    read_options: Options | None = None,
+    weights: Mapping[str, float] | None = None,
+    limit: int | None = None,
+    core: "CoreConfig | Options | None" = None,
+    training: "TrainingConfig | Options | None" = None,
+    init_core: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> "TrainedRun":
+    """Train one set of core weights on the data of one or several sciences.
+
+    Args:
+        domains: the sciences: cells, galaxies, molecules, points, or package.module:NAME of your own.
+        out: the folder of the run; new or empty unless the run in it is resumed.
+        objective: what to train with: next-token, masked, masked-diffusion, denoising, or package.module:NAME.
+        data: a file, or one for each science (--data cells=a.h5ad --data points=b.xyz; in Python a dictionary);
+            the name of a fetched data set works too. Bundled data where left out.
+        objective_options: of the objective, such as --objective-options.rate 0.3.
+        tokenizer_options: of the tokenizer, such as --tokenizer-options.max_length 96; with several sciences by
+            science: '{cells: {max_genes: 256}}'.
+        read_options: of the reader of the file, written like tokenizer options.
+        weights: shares of the steps of several sciences, such as '{cells: 2}'; 1 where left out.
+        limit: use at most this many records of each science, drawn with a fixed seed.
+        core: size and options of the transformer.
+        training: steps, batch size, learning rate and so on.
+        init_core: start from the core of the model in this folder, whatever its science.
+        resume: go on with the run in `out`; its own settings count.
+        progress: show a bar with the rate and the time left.
+
+    Returns:
+        The model, what the run did (with `outcome.interrupted` after Ctrl-C) and the data with its split.
+    """
+    from consilience.core.checkpoint import read_config
+    from consilience.core.training_config import TrainingConfig
+    from consilience.core.transformer import CoreConfig
+    from consilience.domains.pretraining import train_domains
+
+    folder = Path(out).expanduser()
+    names = [domains] if isinstance(domains, str) else list(domains)
+    if not names:
+        raise ConsilienceError(f"name a science to train on: {', '.join(registry.names('domain'))}")
+    chosen = [registry.domain(name) for name in names]
+    sciences = [domain.name for domain in chosen]
+    if len(set(sciences)) < len(sciences):
+        raise ConsilienceError(f"a science stands twice in {', '.join(sciences)}; name each once")
+    files = {name: find_data(path) for name, path in files_by_science(data, sciences).items()}
+    tokenizers = options_by_science(tokenizer_options, sciences, "tokenizer_options")
+    readers = options_by_science(read_options, sciences, "read_options")
+    asked = build(CoreConfig, core, SMALL_CORE, "core")
+    how = build(TrainingConfig, training, SHORT_TRAINING, "training")
+    settings = {
+        "domains": names,
+        "objective": objective,
+        "objective_options": dict(objective_options or {}),
+        "data": [f"{name}={path.absolute()}" for name, path in files.items()],
+        "tokenizer_options": tokenizers,
+        "read_options": readers,
+        "weights": dict(weights or {}),
+        "limit": limit,
+        "init_core": None if init_core is None else str(Path(init_core).expanduser().absolute()),
+        "core": asdict(asked),
+        "training": asdict(how),
+    }
+    if limit is not None and limit < 1:
+        raise ConsilienceError(f"limit must be at least 1 record, not {limit}")
+    if resume:
+        check_same(folder, settings)
+    elif init_core is not None:
+        read_config(Path(init_core).expanduser())  # a wrong folder is told before the data are read
+    return train_domains(
+        chosen,
+        build_objective(objective, objective_options or {}),
+        data=files,
+        read=readers,
+        tokenizers=tokenizers,
+        limit=limit,
+        core=asked,
+        training=how,
+        folder=folder,
+        resume=resume,
+        weights=weights,
+        init_core=None if init_core is None else Path(init_core).expanduser(),
+        settings=settings,
+        progress=progress,
+    )
+
+
+def resume(out: str | Path, *, progress: bool = True) -> "TrainedRun":
+    """Go on with an interrupted run, with the settings in its folder.
+
+    Args:
+        out: the folder of the run.
+        progress: show a bar with the rate and the time left.
+    """
+    folder = Path(out).expanduser()
+    settings = read_settings(folder)
+    if not settings:
+        raise ConsilienceError(f"nothing to resume: {folder} holds no {SETTINGS}")
+    settings["data"] = parse_files(settings["data"])
+    return train(**settings, out=folder, resume=True, progress=progress)
+
+
+def build_objective(name: str, options: Options) -> "Objective":
+    """The objective of this name with these options; ConsilienceError for one that it does not have."""
+    cls = registry.objective(name)
+    check_names(options, [field.name for field in fields(cls)], f"objective {name!r}")
+    try:
+        return cls(**options)
+    except TypeError as error:
+        raise ConsilienceError(f"objective {name!r} cannot take {dict(options)}: {error}") from error
+
+
+def new_parser() -> CommandParser:
+    """The options of `consilience train`."""
+    from jsonargparse import ActionConfigFile
+
+    from consilience.core.training_config import TrainingConfig
+    from consilience.core.transformer import CoreConfig
+
+    parser = CommandParser("train", train, "DOMAIN [DOMAIN ...] --out FOLDER [options]")
+    parser.option("domains", nargs="*", default=[], metavar="DOMAIN")
+    parser.option("--out", type=Path, required=True, metavar="FOLDER")
+    parser.option("--objective", metavar="NAME")
+    parser.option("--data", action="append", type=str, metavar="FILE")
+    parser.add_argument(
+        "--config",
+        action=ActionConfigFile,
+        help="a YAML file of options, such as the settings.yaml of a run.",
+    )
+    parser.option("--resume", action="store_true")
+    parser.option("--init-core", type=Path | None, metavar="FOLDER")
+    parser.option("--limit", type=int | None, metavar="N")
+    parser.option("--weights", type=dict[str, float], default={})
+    parser.option("--objective-options", type=dict[str, Any], default={})
+    parser.option("--tokenizer-options", type=dict[str, Any], default={})
+    parser.option("--read-options", type=dict[str, Any], default={})
+    parser.option("--progress", type=bool)
+    parser.add_argument("--core", type=CoreConfig, default=CoreConfig(**SMALL_CORE))  # type: ignore[arg-type]
+    parser.add_argument("--training", type=TrainingConfig, default=TrainingConfig(**SHORT_TRAINING))  # type: ignore[arg-type]
+    return parser
+
+
+def expand(argv: Sequence[str]) -> list[str]:
+    """With --resume, the settings of the run come first, so that nothing needs to be said again."""
+    argv = list(argv)
+    if "--resume" not in argv:
+        return argv
+    places = [text.partition("=")[2] for text in argv if text.startswith("--out=")]
+    places += [after for before, after in zip(argv, argv[1:]) if before == "--out"]
+    saved = [Path(place).expanduser() / SETTINGS for place in places]
+    return [*(f"--config={path}" for path in saved[:1] if path.is_file()), *argv]
+
+
+def run(options: "Namespace") -> None:
+    """`consilience train`."""
+    from consilience.core.training import LAST
+
+    given = options.as_dict()
+    given.pop("config", None)
+    given["data"] = parse_files(given["data"] or [])
+    done = train(**given)
+    folder, outcome = options.out, done.outcome
+    if outcome.interrupted:
+        kept = f"{folder / LAST} holds" if (folder / LAST).is_file() else f"{folder} holds the start of"
+        raise Interrupted(
+            f"interrupted at step {outcome.steps} of {options.training.steps}: {kept} the run; "
+            f"go on with: consilience train --out {folder} --resume"
+        )
+    for name, values in outcome.history.validation.items():
+        say(f"{name}: held-out {loss_in_words(values[-1][1], done.model.objective.kind)}")
+    say(
+        f"{folder}: {outcome.steps} steps, {outcome.tokens:,} tokens in {outcome.seconds:.0f} s; "
+        f"next: consilience evaluate {folder}"
+    )

@@ -1,0 +1,216 @@
+"""Sources, toy batches of every content kind, planted leaks and trained models for the tests of the core."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from consilience.core.attention import Pattern
+from consilience.core.batch import TokenBatch, TokenSpec
+from consilience.core.model import FoundationModel
+from consilience.core.objectives import Denoising, Masked, MaskedDiffusion, NextToken, Objective
+from consilience.core.objectives.base import Predictor
+from consilience.core.objectives.masked import masked_view
+from consilience.core.synthetic import GaussianAR1, MarkovChain, Source
+from consilience.core.synthetic_tokenizer import SyntheticTokenizer
+from consilience.core.transformer import CoreConfig
+from consilience.core.view import Loss, Targets, View
+
+TINY = CoreConfig(width=32, depth=2, heads=4)
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _one_thread() -> Iterator[None]:
+    """Toy tensors are faster on one thread, and timings do not depend on the machine's cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def awaken(model: nn.Module, seed: int = 0, scale: float = 0.3) -> None:
+    """Add noise to every weight: heads and the time modulation start at zero, where every test would pass."""
+    generator = seeded(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += scale * torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
+
+
+def spec_of(kind: str) -> TokenSpec:
+    """The spec of one kind of content, addressed by slots and by one coordinate."""
+    content = {
+        "ids": {"vocabulary": 5},
+        "values": {"channels": 2, "value_shift": 0.5, "value_scale": 2.0},
+        "weighted": {"channels": 2, "weighted": True, "value_encoding": "fourier"},
+        "counts": {"channels": 1, "value_likelihood": "negative-binomial", "value_encoding": "soft-bins"},
+        "mixed": {"vocabulary": 5, "channels": 3, "rotary_from_values": False, "pairwise_bias": True},
+        "cloud": {"vocabulary": 4, "channels": 3, "rotary_from_values": True, "pairwise_bias": True},
+    }[kind]
+    places = {"coordinates": 3 if kind == "cloud" else 1, "position_encoding": "both", "periods": (2.0, 40.0)}
+    return TokenSpec(name=kind, addresses=9, **places, **content)
+
+
+def batch_of(kind: str, seed: int = 0, lengths: tuple[int, ...] = (7, 4, 6, 7, 2)) -> TokenBatch:
+    """A ragged batch of one kind of content; the first token of each sample is given."""
+    spec, generator = spec_of(kind), seeded(seed)
+    length = torch.tensor(lengths)
+    b, n = len(lengths), int(length.max())
+    real = torch.arange(n) < length[:, None]
+    given = torch.zeros_like(real)
+    given[:, 0] = True
+    batch = TokenBatch(
+        length=length,
+        address=torch.rand(b, 9, generator=generator).argsort(1)[:, :n] * real,
+        positions=None if kind == "cloud" else 5 * torch.rand(b, n, 1, generator=generator) * real[..., None],
+        given=given,
+    )
+    return content_of(kind, batch, seed).validate(spec)
+
+
+def content_of(kind: str, batch: TokenBatch, seed: int) -> TokenBatch:
+    """The batch with other content: symbols, values, precisions."""
+    spec, generator = spec_of(kind), seeded(seed + 1000)
+    b, n = batch.address.shape
+    real = torch.arange(n) < batch.length[:, None]
+    ids = values = weight = None
+    if spec.vocabulary:
+        ids = torch.randint(spec.vocabulary, (b, n), generator=generator) * real
+    if spec.channels:
+        values = torch.randn(b, n, spec.channels, generator=generator) * real[..., None]
+        if spec.counts:
+            values = (4 * values.abs()).round()
+    if spec.weighted:
+        weight = torch.rand(b, n, spec.channels, generator=generator) * 5 * real[..., None]
+        weight = weight.masked_fill(torch.rand(weight.shape, generator=generator) < 0.2, 0.0)
+        values = values.masked_fill(weight == 0, 0.0)
+    exposure = 0.5 + torch.rand(b, generator=generator) if spec.counts else None
+    return replace(batch, ids=ids, values=values, weight=weight, exposure=exposure)
+
+
+def model_of(spec: TokenSpec, objective: Objective, *, core: CoreConfig = TINY, seed: int = 0) -> FoundationModel:
+    """An awake model over tokens of this spec, without a tokenizer."""
+    torch.manual_seed(seed)
+    model = FoundationModel(core, {spec.name: SimpleNamespace(spec=spec)}, objective)
+    awaken(model, seed)
+    return model.eval()
+
+
+# Leaks planted on purpose: each subclass makes the mistake that its objective invites.
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeakyNextToken(NextToken):
+    """Forgets the causal mask."""
+
+    def view(self, tokens: TokenBatch, spec: TokenSpec, generator: torch.Generator) -> tuple[View, Targets]:
+        view, targets = super().view(tokens, spec, generator)
+        return replace(view, pattern=Pattern(kind="full")), targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnshiftedNextToken(NextToken):
+    """Forgets the shift: every row holds the token that it is asked for."""
+
+    def view(self, tokens: TokenBatch, spec: TokenSpec, generator: torch.Generator) -> tuple[View, Targets]:
+        view, targets = super().view(tokens, spec, generator)
+        shown = masked_view(targets.tokens, torch.zeros_like(tokens.real), spec)
+        return replace(view, tokens=shown.tokens, hidden=shown.hidden, start=None), targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeakyMasked(Masked):
+    """Forgets to hide what it scores."""
+
+    def view(self, tokens: TokenBatch, spec: TokenSpec, generator: torch.Generator) -> tuple[View, Targets]:
+        _, targets = super().view(tokens, spec, generator)
+        return masked_view(tokens, torch.zeros_like(tokens.real), spec), targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeakyMaskedDiffusion(MaskedDiffusion):
+    """Forgets to hide what it scores."""
+
+    def view(self, tokens: TokenBatch, spec: TokenSpec, generator: torch.Generator) -> tuple[View, Targets]:
+        _, targets = super().view(tokens, spec, generator)
+        return masked_view(tokens, torch.zeros_like(tokens.real), spec), targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeakyDenoising(Denoising):
+    """Lets the address carry the clean value, in training and in evaluation alike."""
+
+    @staticmethod
+    def betray(tokens: TokenBatch, spec: TokenSpec) -> TokenBatch:
+        return replace(tokens, positions=spec.standardise(tokens.values)[..., :1])
+
+    def view(self, tokens: TokenBatch, spec: TokenSpec, generator: torch.Generator) -> tuple[View, Targets]:
+        return super().view(self.betray(tokens, spec), spec, generator)
+
+    def evaluate(
+        self, predict: Predictor, tokens: TokenBatch, generator: torch.Generator, *, draws: int = 1
+    ) -> Loss:
+        return super().evaluate(predict, self.betray(tokens, predict.spec), generator, draws=draws)
+
+
+PLANTED = {
+    "next-token": LeakyNextToken(),
+    "next-token-unshifted": UnshiftedNextToken(),
+    "masked": LeakyMasked(rate=0.5),
+    "masked-diffusion": LeakyMaskedDiffusion(),
+    "denoising": LeakyDenoising(),
+}
+
+
+@cache
+def trained(source: Source, objective: Objective, seed: int = 0, steps: int = 400) -> FoundationModel:
+    """A small model after a short training on fresh samples; Adam, the rate decays to zero. About 5 s."""
+    torch.manual_seed(seed)
+    model = FoundationModel(TINY, {source.name: SyntheticTokenizer(source)}, objective).train()
+    optimiser = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98))
+    generator = seeded(100 + seed)
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = 8e-3 * min((step + 1) / 40, 1 - step / steps)
+        loss = model.loss({source.name: source.tokens(256, generator)}, generator)[source.name]
+        optimiser.zero_grad()
+        loss.value.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class Toolbox:
+    """What test files use of this file (they cannot import it)."""
+
+    tiny: CoreConfig = TINY
+    chain: MarkovChain = MarkovChain()  # noqa: RUF009 - frozen
+    ar1: GaussianAR1 = GaussianAR1()  # noqa: RUF009 - frozen
+    planted: Callable[[str], Objective] = PLANTED.__getitem__
+    seeded: Callable[..., torch.Generator] = staticmethod(seeded)
+    awaken: Callable[..., None] = staticmethod(awaken)
+    spec_of: Callable[[str], TokenSpec] = staticmethod(spec_of)
+    batch_of: Callable[..., TokenBatch] = staticmethod(batch_of)
+    content_of: Callable[[str, TokenBatch, int], TokenBatch] = staticmethod(content_of)
+    model_of: Callable[..., FoundationModel] = staticmethod(model_of)
+    trained: Callable[..., FoundationModel] = staticmethod(trained)
+
+
+@pytest.fixture(scope="session")
+def tools() -> Toolbox:
+    """Helpers shared by the tests of the core."""
+    return Toolbox()
+
+
+@pytest.fixture()
+def ragged() -> Tensor:
+    """(B, N) bool: real rows of a ragged batch."""
+    return torch.arange(7) < torch.tensor([7, 3, 5, 1, 7, 4])[:, None]
