@@ -6,6 +6,7 @@ came from, so that a folder needs nothing beside it.
 
 import json
 import os
+import shutil
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -37,6 +38,7 @@ def save_model(model: "FoundationModel", folder: Path) -> Path:
     os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
     _write(folder / CONFIG, json.dumps(describe_model(model), indent=1))
     _write(folder / CARD, model_card(model))
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets the owner alone read its files
     return folder
 
 

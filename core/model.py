@@ -89,7 +89,9 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         self.objective = objective
         self.provenance = dict(provenance or {})
         self.core = Transformer(core)
-        self.ports = nn.ModuleDict({name: Port(t.spec, core, objective) for name, t in tokenizers.items()})
+        # The suffix keeps a science called "values" or "train" from hiding a method of ModuleDict.
+        ports = {f"{name}_port": Port(t.spec, core, objective) for name, t in tokenizers.items()}
+        self.ports = nn.ModuleDict(ports)
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -150,7 +152,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         )
 
     def _port(self, name: str) -> Port:
-        port = self.ports[self.domain_of(name)]
+        port = self.ports[f"{self.domain_of(name)}_port"]
         assert isinstance(port, Port)
         return port
 

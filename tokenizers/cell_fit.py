@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from consilience.core.errors import ConsilienceError
+from consilience.core.errors import ConsilienceError, UnreadableRecordError
 from consilience.tokenizers.cell_checks import require_counts
 from consilience.tokenizers.cell_genes import clean_genes
 from consilience.tokenizers.cell_rows import Expressed, pad
@@ -29,6 +29,7 @@ class CellStatistics:
         depth: (101,) float64 quantiles of the training cells' total counts.
         length: (101,) float64 quantiles of the number of expressed vocabulary genes.
         log_count: mean and standard deviation of log1p(count) over expressed genes.
+        log_top: log1p of the highest count.
         log_depth: mean and standard deviation of log(depth).
     """
 
@@ -39,6 +40,7 @@ class CellStatistics:
     depth: np.ndarray
     length: np.ndarray
     log_count: tuple[float, float]
+    log_top: float
     log_depth: tuple[float, float]
 
     @classmethod
@@ -66,7 +68,7 @@ class CellStatistics:
             raise ConsilienceError("cells: no gene is expressed in any training cell")
         back = np.full(len(names), -1)
         back[keep] = np.arange(len(keep))
-        genes, normal, lengths = _sample(_evenly(table, MEDIAN_CELLS), back[columns])
+        genes, normal, lengths, top = _sample(_evenly(table, MEDIAN_CELLS), back[columns])
         median = _medians(genes, normal, len(keep))
         entries = sums["cells"][keep].sum()
         mean_log = sums["log"][keep].sum() / entries
@@ -80,20 +82,23 @@ class CellStatistics:
             depth=np.quantile(depth, grid),
             length=np.quantile(lengths[lengths > 0], grid),
             log_count=(float(mean_log), float(spread_log) or 1.0),
+            log_top=float(np.log1p(top)),
             log_depth=(float(logs.mean()), float(logs.std()) or 1.0),
         )
 
     def state(self) -> dict[str, Any]:
         """As JSON types."""
-        return {k: v.tolist() if isinstance(v, np.ndarray) else list(v) for k, v in asdict(self).items()}
+        return {name: v.tolist() if isinstance(v, np.ndarray) else v for name, v in asdict(self).items()}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
         """The inverse of `state`."""
-        values: dict[str, Any] = {k: np.array(v, dtype=np.float64) for k, v in state.items() if k != "genes"}
-        values["genes"] = np.array(state["genes"], dtype=object)
-        for name in ("log_count", "log_depth"):
-            values[name] = (float(state[name][0]), float(state[name][1]))
+        values: dict[str, Any] = {}
+        for name, value in state.items():
+            if name in ("log_count", "log_depth", "log_top"):
+                values[name] = value if name == "log_top" else (value[0], value[1])
+            else:
+                values[name] = np.array(value, dtype=object if name == "genes" else np.float64)
         return cls(**values)
 
 
@@ -108,9 +113,12 @@ def _gene_sums(table: CellTable, columns: np.ndarray, genes: int) -> tuple[dict[
     """Sums over all cells, (G,) each, and the (n,) depths; `normal` means counts per 10,000 of the depth."""
     names = ("cells", "normal", "log normal", "log normal squared", "log", "log squared")
     sums, depths = {name: np.zeros(genes) for name in names}, []
-    for start, chunk in table.chunks(CHUNK):
+    for _, chunk in table.chunks(CHUNK):
         totals = chunk.total_counts()
-        require_counts(chunk, totals, start)
+        try:
+            require_counts(chunk, totals)
+        except UnreadableRecordError as error:  # its index would be that of the chunk
+            raise ConsilienceError(f"cells: the tokenizer cannot be fitted: {error.reason}") from error
         cells = Expressed.of(chunk.counts, columns, add_up=genes < len(columns))
         normal = cells.counts * np.repeat(1e4 / totals, cells.length)
         logs, log_normal = np.log1p(cells.counts), np.log1p(normal)
@@ -120,9 +128,13 @@ def _gene_sums(table: CellTable, columns: np.ndarray, genes: int) -> tuple[dict[
     return sums, np.concatenate(depths)
 
 
-def _sample(table: CellTable, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(genes, counts per 10,000) of every expressed vocabulary gene, cell after cell, and the numbers per cell."""
-    genes, normal, lengths = [], [], []
+def _sample(table: CellTable, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Every expressed vocabulary gene, cell after cell.
+
+    Returns:
+        (T,) genes, (T,) counts per 10,000, (n,) numbers of genes, and the highest count.
+    """
+    genes, normal, lengths, top = [], [], [], 1.0
     found = columns[columns >= 0]
     for _, chunk in table.chunks(CHUNK):
         cells = Expressed.of(chunk.counts, columns, add_up=len(np.unique(found)) < len(found))
@@ -130,7 +142,8 @@ def _sample(table: CellTable, columns: np.ndarray) -> tuple[np.ndarray, np.ndarr
         genes.append(cells.genes.astype(np.int32))
         normal.append((cells.counts * scale).astype(np.float32))
         lengths.append(cells.length)
-    return np.concatenate(genes), np.concatenate(normal), np.concatenate(lengths)
+        top = max(top, float(cells.counts.max(initial=0)))
+    return np.concatenate(genes), np.concatenate(normal), np.concatenate(lengths), top
 
 
 def _choose(sums: dict[str, np.ndarray], n: int, *, order: str, limit: int | None) -> np.ndarray:

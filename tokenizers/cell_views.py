@@ -81,9 +81,20 @@ class CountsView(CellView):
     given = 1
 
     @property
+    def standardisation(self) -> tuple[float, float]:
+        """Shift and scale of log1p(count).
+
+        Soft bins see -3 to 3, and all counts from 0 to the highest are spread over it; counts beyond three
+        standard deviations (15 in 10x data) would look alike. Else the usual mean and standard deviation.
+        """
+        if self.options.value_encoding == "soft-bins":
+            return self.statistics.log_top / 2, self.statistics.log_top / 6
+        return self.statistics.log_count
+
+    @property
     def spec(self) -> TokenSpec:
         """One channel of counts at 1 + V addresses."""
-        shift, scale = self.statistics.log_count
+        shift, scale = self.standardisation
         return TokenSpec(
             name="cells",
             channels=1,
@@ -132,7 +143,7 @@ class CountsView(CellView):
         self._set_depth(parts, totals)
 
     def _set_depth(self, parts: Parts, totals: np.ndarray) -> None:
-        shift, scale = self.statistics.log_count
+        shift, scale = self.standardisation
         mean, spread = self.statistics.log_depth
         parts["values"][:, 0, 0] = np.expm1(shift + scale * (np.log(totals) - mean) / spread)
         parts["exposure"][:] = totals / 1e4

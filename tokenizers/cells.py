@@ -12,6 +12,7 @@ passed; where a cell expresses more than `max_genes`, those furthest above their
 kept; ties go to the earlier gene of the vocabulary, so that tokens depend on nothing but the cell.
 """
 
+import logging
 from dataclasses import asdict
 from typing import Any, ClassVar, Self
 
@@ -32,6 +33,8 @@ from consilience.tokenizers.cell_table import CellTable, StoredCounts
 from consilience.tokenizers.cell_views import CellView, CountsView
 
 __all__ = ["CellOptions", "CellTable", "CellTokenizer", "StoredCounts"]
+
+log = logging.getLogger(__name__)
 
 _ENCODE_ROWS = 128  # cells per step: temporaries of a few MB, whatever the number of cells
 _CHECK_ROWS = 4096
@@ -77,6 +80,8 @@ class CellTokenizer(Tokenizer[CellTable]):
         if self._match is None or self._match[0] is not records.genes:
             found = match_genes(records.genes, self.view.genes, min_matched=self.options.min_matched)
             self._match = (records.genes, found)
+            # Names that differ in case alone are mostly those of another species (CD3D in man, Cd3d in mouse).
+            log.log(logging.WARNING if 2 * found.by_case > found.matched else logging.INFO, found.report())
         return self._match[1]
 
     def encode(self, records: CellTable, *, generator: torch.Generator | None = None) -> TokenBatch:

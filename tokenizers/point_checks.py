@@ -3,6 +3,7 @@
 import numpy as np
 from scipy.spatial import cKDTree
 
+from consilience.tokenizers.point_options import PointOptions, PointState
 from consilience.tokenizers.point_records import PointTable
 
 COINCIDENT_ANGSTROM = 1e-3
@@ -65,3 +66,42 @@ def _coincident(table: PointTable, indices: np.ndarray, chunk: int = 2**20) -> l
             first, second = sorted(map(tuple, pairs.tolist()))[0]
             found.append((int(index), int(first), int(second)))
     return found
+
+
+def codes_of(table: PointTable, types: tuple[str, ...]) -> np.ndarray:
+    """Codes of a fitted vocabulary (T,) int64; -1 for unknown types, 0 where types play no part."""
+    if not types or table.codes is None:
+        return np.zeros(len(table.positions), dtype=np.int64)
+    known = {name: code for code, name in enumerate(types)}
+    return np.array([known.get(name, -1) for name in table.names], dtype=np.int64)[table.codes]
+
+
+def limits(table: PointTable, options: PointOptions, learned: PointState) -> dict[int, str]:
+    """Cloud index -> why a tokenizer with these options and this state cannot take it."""
+    found: dict[int, str] = {}
+    everything = range(len(table))
+    if table.unit != learned.unit:
+        units = [unit or "none" for unit in (table.unit, learned.unit)]
+        found = dict.fromkeys(everything, f"unit is {units[0]}, the tokenizer knows {units[1]}")
+    if learned.types and table.codes is None:
+        found |= dict.fromkeys(everything, "has no types, but the tokenizer was fitted on typed points")
+    columns = 0 if table.features is None else table.features.shape[1]
+    if learned.feature_shift and columns != len(learned.feature_shift):
+        found |= dict.fromkeys(everything, f"has {columns} features, expected {len(learned.feature_shift)}")
+    for row in np.flatnonzero(codes_of(table, learned.types) < 0):
+        assert table.codes is not None
+        name = table.names[table.codes[row]]
+        found.setdefault(_cloud_of(table, row), f"unknown type {name!r}; known: {', '.join(learned.types)}")
+    if options.tokens == "points":
+        for i in np.flatnonzero(table.sizes > options.max_points):
+            found[int(i)] = (
+                f"{table.sizes[i]} points, more than max_points={options.max_points}; "
+                "choose tokens='patches' or raise max_points"
+            )
+    else:
+        for i in np.flatnonzero(table.sizes < options.patch_size):
+            found[int(i)] = (
+                f"{table.sizes[i]} points, fewer than patch_size={options.patch_size}; "
+                "choose a smaller patch_size or tokens='points'"
+            )
+    return dict(sorted(found.items()))

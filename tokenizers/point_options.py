@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
+import numpy as np
+
 from consilience.core.batch import TokenSpec
 from consilience.core.errors import ConsilienceError
-from consilience.tokenizers.point_records import Unit
+from consilience.tokenizers.point_records import PointTable, Unit
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "tokens": ("points", "patches"),
@@ -178,4 +180,27 @@ def point_spec(options: PointOptions, state: PointState) -> TokenSpec:
         value_scale=state.value_scale,
         pairwise_bias=options.pairwise_bias,
         **places,
+    )
+
+
+def measure(table: PointTable, options: PointOptions) -> PointState:
+    """Types and scales of these training clouds, without examples."""
+    sizes = table.sizes
+    middles = np.add.reduceat(table.positions.astype(np.float64), table.starts[:-1], axis=0) / sizes[:, None]
+    spread = float(np.sqrt(np.square(table.positions - np.repeat(middles, sizes, axis=0)).mean()))
+    types: tuple[str, ...] = ()
+    if table.codes is not None and options.types != "ignore":
+        present = np.unique(table.codes)
+        types = tuple(sorted(table.names[int(code)] for code in present))
+    shift, scale = np.zeros(0), np.ones(0)
+    if options.features == "content" and table.features is not None:
+        shift, deviation = table.features.mean(0), table.features.std(0)
+        scale = np.where(deviation > 0, deviation, 1.0)
+    return PointState(
+        types=types,
+        unit=table.unit,
+        spread=spread or 1.0,
+        value_scale=spread or 1.0,
+        feature_shift=tuple(float(x) for x in shift),
+        feature_scale=tuple(float(x) for x in scale),
     )

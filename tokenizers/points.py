@@ -18,9 +18,10 @@ from consilience.core.batch import TokenBatch, TokenSpec
 from consilience.core.errors import ConsilienceError, UnreadableRecordError
 from consilience.core.records import Failure
 from consilience.core.tokenizer import Tokenizer
-from consilience.tokenizers import point_checks, point_decode, point_orders
+from consilience.tokenizers import point_decode, point_orders
+from consilience.tokenizers.point_checks import codes_of, limits, problems
 from consilience.tokenizers.point_frames import centred, principal_frames, random_half_turns, random_rotations
-from consilience.tokenizers.point_options import PointOptions, PointState, point_spec
+from consilience.tokenizers.point_options import PointOptions, PointState, measure, point_spec
 from consilience.tokenizers.point_patches import make_patches
 from consilience.tokenizers.point_records import PointCloud, PointTable, readable
 
@@ -56,7 +57,7 @@ class PointTokenizer(Tokenizer[Sequence[PointCloud]]):
         """Learn types, scale and compositions. Unusable clouds are passed over; `check` names them."""
         config = PointOptions.build(options)
         table, refused = readable(records)
-        found = point_checks.problems(table)
+        found = problems(table)
         usable = np.array([i for i in range(len(table)) if i not in found], dtype=np.int64)
         if not len(usable):
             reasons = [*refused.values(), *found.values()]
@@ -69,12 +70,13 @@ class PointTokenizer(Tokenizer[Sequence[PointCloud]]):
             )
         if config.features == "content" and table.features is None:
             raise ConsilienceError("points: features='content', but the training clouds have no features")
-        learned = _measure(table, config)
-        tokenizer = cls(options=config, learned=learned)
-        kept = [i for i in range(len(table)) if i not in tokenizer._limits(table)]
+        learned = measure(table, config)
+        beyond = limits(table, config, learned)
+        kept = [i for i in range(len(table)) if i not in beyond]
         if not kept:
-            raise ConsilienceError(f"points: no usable cloud to fit on; {tokenizer._limits(table)[0]}")
-        return cls(options=config, learned=tokenizer._with_examples(table.take(_spaced(kept, EXAMPLES))))
+            raise ConsilienceError(f"points: no usable cloud to fit on; the first has {beyond[0]}")
+        examples = table.take(_spaced(kept, EXAMPLES))
+        return cls(options=config, learned=cls(options=config, learned=learned)._with_examples(examples))
 
     def _with_examples(self, table: PointTable) -> PointState:
         """The state with what generation starts from: lengths, compositions or centres of these clouds."""
@@ -109,7 +111,7 @@ class PointTokenizer(Tokenizer[Sequence[PointCloud]]):
         table = PointTable.of(records)
         if not len(table):
             raise ConsilienceError("points: no records to tokenize")
-        refused = point_checks.problems(table) | self._limits(table)
+        refused = problems(table) | limits(table, self.options, self.learned)
         if refused:
             raise UnreadableRecordError(*min(refused.items()))
         turns = self._turns(len(table), generator)
@@ -143,7 +145,7 @@ class PointTokenizer(Tokenizer[Sequence[PointCloud]]):
         """Clouds centred, turned, in order: values (B, N, 3 + F) float64, codes and real (B, N)."""
         real, options = table.real, self.options
         x = table.padded(table.positions).astype(np.float64)
-        codes = table.padded(self._codes(table))
+        codes = table.padded(codes_of(table, self.learned.types))
         features = None
         if self.learned.feature_shift:
             assert table.features is not None
@@ -258,52 +260,10 @@ class PointTokenizer(Tokenizer[Sequence[PointCloud]]):
         """Clouds that cannot be tokenized: one point, NaN, coinciding atoms, unknown type, too large."""
         table, refused = readable(records)
         places = np.array([i for i in range(len(records)) if i not in refused], dtype=np.int64)
-        found = point_checks.problems(table)
-        limits = {i: reason for i, reason in self._limits(table).items() if i not in found}
-        refused |= {int(places[i]): reason for i, reason in (found | limits).items()}
+        found = problems(table)
+        found = limits(table, self.options, self.learned) | found
+        refused |= {int(places[i]): reason for i, reason in found.items()}
         return [Failure(index=i, id="", reason=reason) for i, reason in sorted(refused.items())]
-
-    def _codes(self, table: PointTable) -> np.ndarray:
-        """Codes of the fitted vocabulary (T,) int64; -1 for unknown types, 0 where types play no part."""
-        if not self.learned.types or table.codes is None:
-            return np.zeros(len(table.positions), dtype=np.int64)
-        known = {name: code for code, name in enumerate(self.learned.types)}
-        return np.array([known.get(name, -1) for name in table.names], dtype=np.int64)[table.codes]
-
-    def _limits(self, table: PointTable) -> dict[int, str]:
-        """Cloud index -> why this tokenizer cannot take it."""
-        options, found = self.options, {}
-        everything = range(len(table))
-        if table.unit != self.learned.unit:
-            found = dict.fromkeys(
-                everything,
-                f"unit is {table.unit or 'none'}, the tokenizer knows {self.learned.unit or 'none'}",
-            )
-        if self.learned.types and table.codes is None:
-            found |= dict.fromkeys(everything, "has no types, but the tokenizer was fitted on typed points")
-        columns = 0 if table.features is None else table.features.shape[1]
-        if self.learned.feature_shift and columns != len(self.learned.feature_shift):
-            found |= dict.fromkeys(
-                everything, f"has {columns} features, expected {len(self.learned.feature_shift)}"
-            )
-        for row in np.flatnonzero(self._codes(table) < 0):
-            index = int(np.searchsorted(table.starts, row, side="right") - 1)
-            assert table.codes is not None
-            name = table.names[table.codes[row]]
-            found.setdefault(index, f"unknown type {name!r}; known: {', '.join(self.learned.types)}")
-        if options.tokens == "points":
-            for i in np.flatnonzero(table.sizes > options.max_points):
-                found[int(i)] = (
-                    f"{table.sizes[i]} points, more than max_points={options.max_points}; "
-                    "choose tokens='patches' or raise max_points"
-                )
-        else:
-            for i in np.flatnonzero(table.sizes < options.patch_size):
-                found[int(i)] = (
-                    f"{table.sizes[i]} points, fewer than patch_size={options.patch_size}; "
-                    "choose a smaller patch_size or tokens='points'"
-                )
-        return dict(sorted(found.items()))
 
     def template(self, n: int, *, generator: torch.Generator, objective: str) -> TokenBatch:
         """n samples to fill: lengths, types (as addresses) or patch centres of random training clouds.
@@ -349,29 +309,6 @@ class PointTokenizer(Tokenizer[Sequence[PointCloud]]):
         return cls(
             options=PointOptions.build(state["options"]), learned=PointState.from_json(state["learned"])
         )
-
-
-def _measure(table: PointTable, options: PointOptions) -> PointState:
-    """Types and scales of these clouds, without examples."""
-    sizes = table.sizes
-    middles = np.add.reduceat(table.positions.astype(np.float64), table.starts[:-1], axis=0) / sizes[:, None]
-    spread = float(np.sqrt(np.square(table.positions - np.repeat(middles, sizes, axis=0)).mean()))
-    types: tuple[str, ...] = ()
-    if table.codes is not None and options.types != "ignore":
-        present = np.unique(table.codes)
-        types = tuple(sorted(table.names[int(code)] for code in present))
-    shift, scale = np.zeros(0), np.ones(0)
-    if options.features == "content" and table.features is not None:
-        shift, deviation = table.features.mean(0), table.features.std(0)
-        scale = np.where(deviation > 0, deviation, 1.0)
-    return PointState(
-        types=types,
-        unit=table.unit,
-        spread=spread or 1.0,
-        value_scale=spread or 1.0,
-        feature_shift=tuple(float(x) for x in shift),
-        feature_scale=tuple(float(x) for x in scale),
-    )
 
 
 def _spaced(items: Sequence[int], most: int) -> list[int]:

@@ -115,14 +115,15 @@ def _scale(flux: np.ndarray, inverse_variance: np.ndarray, patch_size: int, widt
         extra = ((0, 0), (0, width * patch_size - n_pixels))
         flux, inverse_variance = np.pad(flux, extra), np.pad(inverse_variance, extra)
     shape = (n, width, patch_size)
-    total = inverse_variance.reshape(shape).sum(axis=-1, dtype=np.float64)
-    light = (np.abs(flux) * inverse_variance).reshape(shape).sum(axis=-1, dtype=np.float64)
+    weight = inverse_variance.reshape(shape)
+    total = np.einsum("npc->np", weight)
+    light = np.einsum("npc,npc->np", np.abs(flux).reshape(shape), weight)
     with np.errstate(invalid="ignore", divide="ignore"):
-        level = np.where(total > 0, light / total, np.inf)
+        level = np.where(total > 0, light.astype(np.float64) / total, np.inf)
     known = (total > 0).sum(axis=1)
     level.sort(axis=1)
     middle = level[np.arange(n), np.maximum(known - 1, 0) // 2]
-    # A spectrum whose flux is exactly zero over half its patches is scaled by its error instead.
-    with np.errstate(divide="ignore"):
-        error = 1 / np.sqrt(inverse_variance.max(axis=1).astype(np.float64))
-    return np.where(known == 0, np.nan, np.where(middle > 0, middle, error))
+    dark = middle == 0
+    if dark.any():  # flux is exactly zero over half the patches: scaled by the error instead
+        middle[dark] = 1 / np.sqrt(inverse_variance[dark].max(axis=1).astype(np.float64))
+    return np.where(known == 0, np.nan, middle)

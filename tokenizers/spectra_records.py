@@ -188,11 +188,13 @@ def tables_of(records: SpectrumRecords) -> list[tuple[np.ndarray, SpectrumTable]
     if isinstance(records, SpectrumTable):
         return [(np.arange(len(records)), records)] if len(records) else []
     groups: dict[tuple[object, ...], list[int]] = {}
-    seen: dict[int, bytes] = {}
+    seen: dict[int, tuple[np.ndarray, bytes]] = {}  # holds the arrays, so that an id stays theirs
     for index, record in enumerate(records):
-        grid = seen.get(id(record.wavelength_angstrom))
-        if grid is None:
-            grid = seen[id(record.wavelength_angstrom)] = record.wavelength_angstrom.tobytes()
+        wavelength = record.wavelength_angstrom
+        grid = seen.setdefault(id(wavelength), (wavelength, b""))[1]
+        if not grid:
+            grid = wavelength.tobytes()
+            seen[id(wavelength)] = (wavelength, grid)
         key = (grid, record.flux.dtype, record.inverse_variance.dtype, record.mask is None)
         groups.setdefault(key, []).append(index)
     return [(np.array(rows), _stack([records[i] for i in rows])) for rows in groups.values()]

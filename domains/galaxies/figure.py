@@ -79,6 +79,7 @@ def filled_spectra(
         spectrum = take_records(collection.records, [row])[0]
         filled = fill_gap(models[name], spectrum, rest if redshift is None else rest * (1 + redshift))
         _draw(panel, filled, redshift, f"{collection.ids[row]}")
+        panel.set_ylabel("flux (1e-17 erg / s / cm² / Å)" if collection.origin == "model" else "flux")
     panels[-1].set_xlabel("observed wavelength (Å)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=5)
     kind = (
@@ -93,11 +94,31 @@ def filled_spectra(
 
 
 def examples(collection: Collection, test: np.ndarray) -> list[int]:
-    """Up to two held-out rows: the clearest spectra (signal-to-noise) of the nearer and of the farther half."""
-    clear = {int(row): _signal_to_noise(collection.records[int(row)]) for row in test[:400]}
-    order = sorted(clear, key=lambda row: (_redshift(collection, row) or 0.0, row))
-    halves = [half for half in (order[: len(order) // 2], order[len(order) // 2 :]) if half]
-    return [max(half, key=lambda row: (clear[row], -row)) for half in halves]
+    """Up to two held-out rows, chosen without looking at any model.
+
+    The one with the strongest emission line at GAPS[0], and the clearest other (by signal-to-noise) of the farther
+    half; without redshifts the clearest two.
+    """
+    rows = [int(row) for row in test[:400]]
+    clear = sorted(rows, key=lambda row: (-_signal_to_noise(collection.records[row]), row))
+    lines = {row: _line_strength(collection, row) for row in clear}
+    first = max(clear, key=lambda row: lines[row])  # the clearest where there is no line to be seen
+    others = sorted((row for row in clear if row != first), key=lambda row: _redshift(collection, row) or 0.0)
+    farther = others[len(others) // 2 :]
+    return [first, *[row for row in clear if row in farther][:1]]
+
+
+def _line_strength(collection: Collection, row: int) -> float:
+    """Excess of the flux at the line of GAPS[0] over the pixels beside it, in errors; 0 where it cannot be told."""
+    redshift, spectrum = _redshift(collection, row), collection.records[row]
+    if redshift is None:
+        return 0.0
+    distance = np.abs(spectrum.wavelength_angstrom / (1 + redshift) - GAPS[0])
+    on, beside = spectrum.measured & (distance < 8), spectrum.measured & (distance > 15) & (distance < 40)
+    if not on.any() or not beside.any():
+        return 0.0
+    excess = spectrum.flux[on].mean() - spectrum.flux[beside].mean()
+    return float(excess * np.sqrt(spectrum.inverse_variance[on].mean() * on.sum()))
 
 
 def fill_gap(model: "FoundationModel", spectrum: Spectrum, centre_angstrom: float) -> Filled:
@@ -160,7 +181,6 @@ def _draw(panel: "Axes", filled: Filled, redshift: float | None, name: str) -> N
     low, high = np.nanpercentile(_smooth(spectrum), [0.5, 99.5])
     panel.set_ylim(min(0.0, low) - 0.05 * (high - low), high + 0.35 * (high - low))
     panel.set_xlim(wavelength[0], wavelength[-1])
-    panel.set_ylabel("flux")
     known = "" if redshift is None else f", z = {redshift:.4f}"
     panel.set_title(
         f"{name}{known}; gap: chi² per pixel {filled.chi2(filled.mean):.2f} "

@@ -30,14 +30,16 @@ def tasks(collection: Collection) -> list[Task]:
     return found
 
 
-def morgan_fingerprints(smiles: Sequence[Any]) -> np.ndarray:
+def morgan_fingerprints(smiles: Sequence[Any], *, counts: bool = False) -> np.ndarray:
     """Morgan fingerprints of radius 2 (ECFP4; Rogers & Hahn 2010, doi:10.1021/ci100050t).
 
     Args:
         smiles: n SMILES or RDKit Mols.
+        counts: how often each fragment occurs, instead of whether it does. For properties that add up over
+            atoms (logP, TPSA, weight) this is by far the stronger representation.
 
     Returns:
-        (n, 2048) float32 of zeros and ones.
+        (n, 2048) float32, zeros and ones unless `counts`.
 
     Raises:
         ConsilienceError: for a SMILES that RDKit cannot read.
@@ -46,7 +48,9 @@ def morgan_fingerprints(smiles: Sequence[Any]) -> np.ndarray:
     bits = np.zeros((len(smiles), BITS), np.float32)
     for row, record in enumerate(smiles):
         mol = record if isinstance(record, Chem.Mol) else parse(record)
-        bits[row] = generator.GetFingerprintAsNumPy(mol)
+        bits[row] = (
+            generator.GetCountFingerprintAsNumPy(mol) if counts else generator.GetFingerprintAsNumPy(mol)
+        )
     return bits
 
 

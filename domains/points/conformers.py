@@ -6,6 +6,7 @@ embedded here with ETKDGv3 (Riniker & Landrum 2015; Wang et al. 2020) under a fi
 
 import logging
 import os
+import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ import rdkit
 from rdkit import Chem, RDConfig, rdBase
 from rdkit.Chem import rdDistGeom
 
-from consilience.core.errors import ConsilienceError
 from consilience.core.records import fingerprint
 from consilience.tokenizers.point_records import PointCloud, PointTable
 
@@ -180,6 +180,6 @@ def _load(file: Path) -> Conformers | None:
             return Conformers(
                 clouds=clouds, ids=tuple(held["ids"].tolist()), smiles=tuple(held["smiles"].tolist())
             )
-    except (OSError, KeyError, ValueError, ConsilienceError) as error:
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         logger.warning("%s is damaged (%s); conformers are computed again", file, error)
         return None

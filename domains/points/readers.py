@@ -8,6 +8,7 @@ A folder: all such files in the order of their names.
 """
 
 import io
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,7 @@ def _read_arrays(path: Path) -> Source:
     try:
         with np.load(path, allow_pickle=False) as file:
             held = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ConsilienceError(f"{path}: cannot be read as .npz ({_told(error)}); is it whole?") from error
     return qm9.from_arrays(held) if "xyz_1e4A" in held else read_npz(path, held)
 

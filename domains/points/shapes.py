@@ -18,7 +18,7 @@ def shape_labels(table: PointTable) -> dict[str, np.ndarray]:
     """Shape of every cloud, (n,) float64 each; mass-weighted for atoms.
 
     radius_of_gyration: root of the mean squared distance from the centre of mass, in the unit of the clouds.
-    asphericity: 0 for a ball, 1 for a rod (Baumgaertner, J. Chem. Phys. 98, 7496, 1993).
+    asphericity: 0 for a ball, 1 for a rod; as RDKit's (Baumgaertner, J. Chem. Phys. 98, 7496, 1993).
     npr1: smallest over largest principal moment of inertia, 0 rod, 0.5 disc, 1 ball (Sauer & Schwarz 2003).
     n_points: the number of points.
     """
@@ -35,7 +35,7 @@ def shape_labels(table: PointTable) -> dict[str, np.ndarray]:
     with np.errstate(invalid="ignore", divide="ignore"):
         return {
             "radius_of_gyration": np.sqrt(low + mid + high),
-            "asphericity": 0.5 * spread / (low**2 + mid**2 + high**2),
+            "asphericity": 0.5 * spread / (low + mid + high) ** 2,
             "npr1": (low + mid) / (mid + high),
             "n_points": sizes.astype(np.float64),
         }

@@ -15,6 +15,7 @@ from consilience.core.errors import ConsilienceError
 from consilience.core.records import Collection
 from consilience.domains.molecules import data
 from consilience.domains.molecules.domain import DOMAIN
+from consilience.domains.molecules.evaluate import morgan_fingerprints
 from consilience.domains.molecules.figure import draw
 from consilience.domains.molecules.generation import assess
 from consilience.domains.molecules.scaffolds import scaffold_group
@@ -96,6 +97,9 @@ def test_tasks_and_baseline(bundled: Collection) -> None:
     assert features.shape == (50, 2048) and features.dtype == np.float32
     assert set(np.unique(features)) == {0.0, 1.0}
     assert np.array_equal(features, DOMAIN.baseline(some, np.arange(40))[1])
+    counts = morgan_fingerprints(some.records, counts=True)
+    assert counts.max() > 1
+    assert np.array_equal(counts > 0, features > 0)
 
 
 @pytest.mark.parametrize(

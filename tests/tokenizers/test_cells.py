@@ -213,6 +213,18 @@ def test_value_encoding_reaches_the_spec() -> None:
     assert CellTokenizer.fit(table).spec.value_likelihood == "negative-binomial"
 
 
+def test_soft_bins_see_every_count() -> None:
+    table = make_table(50)
+    spec = CellTokenizer.fit(table).spec
+    ends = spec.standardise(torch.tensor([0.0, float(table.counts.max())]))
+    torch.testing.assert_close(ends, torch.tensor([-3.0, 3.0]))
+    spec = CellTokenizer.fit(table, value_encoding="log").spec
+    seen = spec.standardise(torch.from_numpy(table.counts.data))
+    torch.testing.assert_close(
+        torch.stack([seen.mean(), seen.std()]), torch.tensor([0.0, 1.0]), atol=1e-2, rtol=0
+    )
+
+
 def test_lengths_are_exact_or_an_upper_bound(view: str) -> None:
     table = make_table()
     plain = CellTokenizer.fit(table, view=view, zeros="none", max_genes=25)

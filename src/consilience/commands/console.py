@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
 WIDTH_OF_FILES = 160
 
@@ -38,6 +39,13 @@ def console() -> "Console":
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
+
+
+def bar(unit: str, *, shown: bool) -> "Progress":
+    """A bar that leaves the terminal when it is done; none where the output is a file."""
+    from consilience.core.bar import progress_bar
+
+    return progress_bar(unit, disable=not (shown and sys.stdout.isatty()), transient=True)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from consilience.commands.console import say
+from consilience.commands.console import bar, say
 from consilience.commands.files import failures_path, replacing, try_writing, write_failures
 from consilience.commands.models import open_model, read_collection, science_of
 from consilience.commands.parser import CommandParser
@@ -82,7 +82,7 @@ def new_parser() -> CommandParser:
     parser = CommandParser("embed", embed, "MODEL [FILE] --out FILE [options]")
     parser.option("model", type=str, metavar="MODEL")
     parser.option("data", nargs="?", type=str, metavar="FILE")
-    parser.option("--out", type=Path, required=True, metavar="FILE")
+    parser.option("--out", type=str, required=True, metavar="FILE")
     parser.option("--domain", type=str | None)
     parser.option("--layer", type=int)
     parser.option("--pool", type=str)
@@ -95,7 +95,7 @@ def new_parser() -> CommandParser:
 def run(options: "Namespace") -> None:
     """`consilience embed`."""
     made = embed(**options.as_dict(), progress=True)
-    failed = f"; {len(made.failures)} failed, see {failures_path(options.out)}" if made.failures else ""
+    failed = f"; {len(made.failures)} failed, see {failures_path(Path(options.out))}" if made.failures else ""
     say(f"{options.out}: {len(made.vectors)} records, {made.vectors.shape[1]} numbers each{failed}")
 
 
@@ -140,13 +140,12 @@ def _in_chunks(
     import numpy as np
 
     from consilience.core.model import Embedding
-    from consilience.core.progress import progress_bar
     from consilience.core.records import take_records
 
     n = len(collection)
     parts, firsts = [], range(0, max(n, 1), CHUNK)
-    with progress_bar("records", disable=not progress, transient=True) as bar:
-        task = bar.add_task("embedding", total=n, note="")
+    with bar("records", shown=progress) as shown:
+        task = shown.add_task("embedding", total=n, note="")
         for first in firsts:
             chosen = np.arange(first, min(first + CHUNK, n))
             records = collection.records if n <= CHUNK else take_records(collection.records, chosen)
@@ -160,7 +159,7 @@ def _in_chunks(
                     batch_size=batch_size,
                 )
             )
-            bar.update(task, advance=len(chosen))
+            shown.update(task, advance=len(chosen))
     return Embedding(
         vectors=np.concatenate([part.vectors for part in parts]),
         ids=np.concatenate([part.ids for part in parts]),

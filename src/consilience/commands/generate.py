@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from consilience.commands.console import say
+from consilience.commands.console import bar, say
 from consilience.commands.files import replacing, try_writing
 from consilience.commands.models import open_model, science_of
 from consilience.commands.parser import CommandParser
@@ -72,7 +72,7 @@ def new_parser() -> CommandParser:
     parser = CommandParser("generate", generate, "MODEL --n N --out FILE [options]")
     parser.option("model", type=str, metavar="MODEL")
     parser.option("--n", type=int, default=100)
-    parser.option("--out", type=Path, required=True, metavar="FILE")
+    parser.option("--out", type=str, required=True, metavar="FILE")
     parser.option("--domain", type=str | None)
     parser.option("--seed", type=int)
     parser.option("--temperature", type=float | None)
@@ -101,14 +101,13 @@ def _in_batches(
     import numpy as np
 
     from consilience.core.batch import TokenBatch
-    from consilience.core.progress import progress_bar
 
     done = []
-    with progress_bar("records", disable=not progress, transient=True) as bar:
-        task = bar.add_task("generating", total=n, note="")
+    with bar("records", shown=progress) as shown:
+        task = shown.add_task("generating", total=n, note="")
         for place, first in enumerate(range(0, n, batch_size)):
             count = min(batch_size, n - first)
             own = int(np.random.SeedSequence([seed, place]).generate_state(1)[0]) if place else seed
             done.append(model.generate_tokens(count, domain=domain, seed=own, batch_size=count, **options))
-            bar.update(task, advance=count)
+            shown.update(task, advance=count)
     return model.tokenizers[domain].decode(TokenBatch.concatenate(done))

@@ -8,9 +8,20 @@ from difflib import get_close_matches
 from typing import Any
 
 import docstring_parser
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from consilience.core.errors import ConsilienceError
+
+
+class ShortHelp(DefaultHelpFormatter):
+    """Help without types (the words say them) and without defaults that are nothing."""
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        text = super()._expand_help(action)
+        text = re.sub(
+            r"\((required, )?type: .*?(, default: [^()]*(?:\([^()]*\))?[^()]*)?\)$", _without_type, text
+        )
+        return re.sub(r" ?\((?:default: (?:null|\[\]|\{\}|False))?\)$", "", text)
 
 
 class CommandParser(ArgumentParser):
@@ -37,6 +48,7 @@ class CommandParser(ArgumentParser):
             usage=f"consilience {name} {usage}",
             exit_on_error=False,
             default_env=False,
+            formatter_class=ShortHelp,
         )
 
     def option(self, flag: str, **how: Any) -> None:
@@ -77,13 +89,13 @@ class CommandParser(ArgumentParser):
         if found := re.match(r"unrecognized arguments: (\S+)", message):
             return self._unknown(found[1].partition("=")[0])
         message = re.sub(r'Parser key "([^"]+)": ?', lambda m: f"--{m[1].replace('_', '-')}: ", message)
-        message = re.sub(
-            r"Expected an? (?:<class ')?(?:typing\.)?(.+?)(?:'>)?\. Got value: (.*)$",
-            lambda m: (
-                f"expected {_kind(m[1])}, not {m[2]!r}{_hint(m[2], re.findall(chr(39) + '([^' + chr(39) + ']+)', m[1]))}"
-            ),
-            message,
+        expected = re.search(
+            r"Expected an? (?:<class ')?(?:typing\.)?(.+?)(?:'>)?\. Got value: (.*)$", message
         )
+        if expected:
+            choices = re.findall("'([^']+)'", expected[1])
+            told = f"expected {_kind(expected[1])}, not {expected[2]!r}{_hint(expected[2], choices)}"
+            message = message[: expected.start()] + told
         return f"{message} (see {self.prog} --help)"
 
     def _unknown(self, text: str) -> str:
@@ -94,6 +106,11 @@ class CommandParser(ArgumentParser):
         near = near or [ends[end] for end in get_close_matches(text.lstrip("-"), ends, n=1, cutoff=0.6)]
         hint = f"did you mean {near[0]}? " if near else ""
         return f"unknown option {text}; {hint}{self.prog} --help lists all"
+
+
+def _without_type(found: re.Match[str]) -> str:
+    kept = (found[1] or "").rstrip(", "), (found[2] or "").lstrip(", ")
+    return f"({', '.join(part for part in kept if part)})"
 
 
 def _kind(name: str) -> str:

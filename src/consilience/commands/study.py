@@ -51,7 +51,7 @@ def new_parser() -> CommandParser:
     """The options of `consilience study`."""
     parser = CommandParser("study", study, "--preset NAME --out FOLDER [options]")
     parser.option("--preset", type=str, metavar="NAME")
-    parser.option("--out", type=Path, metavar="FOLDER")
+    parser.option("--out", type=str, metavar="FOLDER")
     parser.option("--seeds", type=int | None, metavar="N")
     parser.option("--domains", nargs="+", type=str)
     parser.option("--objectives", nargs="+", type=str)

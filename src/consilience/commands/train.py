@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,7 +164,7 @@ def new_parser() -> CommandParser:
 
     parser = CommandParser("train", train, "DOMAIN [DOMAIN ...] --out FOLDER [options]")
     parser.option("domains", nargs="*", default=[], metavar="DOMAIN")
-    parser.option("--out", type=Path, required=True, metavar="FOLDER")
+    parser.option("--out", type=str, required=True, metavar="FOLDER")
     parser.option("--objective", metavar="NAME")
     parser.option("--data", action="append", type=str, metavar="FILE")
     parser.add_argument(
@@ -172,7 +173,7 @@ def new_parser() -> CommandParser:
         help="a YAML file of options, such as the settings.yaml of a run.",
     )
     parser.option("--resume", action="store_true")
-    parser.option("--init-core", type=Path | None, metavar="FOLDER")
+    parser.option("--init-core", type=str | None, metavar="FOLDER")
     parser.option("--limit", type=int | None, metavar="N")
     parser.option("--weights", type=dict[str, float], default={})
     parser.option("--objective-options", type=dict[str, Any], default={})
@@ -190,7 +191,7 @@ def expand(argv: Sequence[str]) -> list[str]:
     if "--resume" not in argv:
         return argv
     places = [text.partition("=")[2] for text in argv if text.startswith("--out=")]
-    places += [after for before, after in zip(argv, argv[1:]) if before == "--out"]
+    places += [after for before, after in pairwise(argv) if before == "--out"]
     saved = [Path(place).expanduser() / SETTINGS for place in places]
     return [*(f"--config={path}" for path in saved[:1] if path.is_file()), *argv]
 
@@ -203,7 +204,7 @@ def run(options: "Namespace") -> None:
     given.pop("config", None)
     given["data"] = parse_files(given["data"] or [])
     done = train(**given)
-    folder, outcome = options.out, done.outcome
+    folder, outcome = Path(options.out), done.outcome
     if outcome.interrupted:
         kept = f"{folder / LAST} holds" if (folder / LAST).is_file() else f"{folder} holds the start of"
         raise Interrupted(

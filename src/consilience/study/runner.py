@@ -6,19 +6,20 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from rich.progress import Progress, TaskID
+import torch
 
 from consilience import registry
 from consilience.core.errors import ConsilienceError
 from consilience.core.objectives import Objective
 from consilience.core.progress import progress_bar
-from consilience.core.records import fingerprint
 from consilience.domains.preparation import Prepared, load_collection, prepare
-from consilience.environment import peak_memory_mib, versions
-from consilience.study.cell import run_cell, run_classical, run_random_init, run_trivial
+from consilience.environment import peak_memory_mib, usable_cpus, versions
+from consilience.study.grid import Job, cell_folder, jobs_of
 from consilience.study.presets import PRESETS, StudyPreset
 from consilience.study.results import Result
+from consilience.study.workers import run_jobs
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +39,6 @@ class Study:
         return cell_folder(self.folder, domain, objective, seed)
 
 
-def cell_folder(folder: Path, domain: str, objective: str, seed: int) -> Path:
-    """Where the model of a cell lies."""
-    return folder / "cells" / domain / objective / f"seed-{seed}"
-
-
 def run_study(
     preset: str,
     out: Path,
@@ -51,6 +47,7 @@ def run_study(
     domains: list[str] | None = None,
     objectives: list[str] | None = None,
     steps: int | None = None,
+    processes: int | None = None,
     progress: bool = True,
 ) -> Path:
     """Run a study and write its report; a study that was stopped goes on where it stopped.
@@ -62,6 +59,7 @@ def run_study(
         domains: only these sciences.
         objectives: only these objectives.
         steps: other than the preset's.
+        processes: how many runs at a time; default: one per CPU core, or one on a GPU.
         progress: show a bar.
 
     Returns:
@@ -76,49 +74,80 @@ def run_study(
         domains=chosen.domains if domains is None else tuple(domains),
         training=chosen.training if steps is None else replace(chosen.training, steps=steps),
     )
-    study = compute(chosen, out, objectives=objectives, progress=progress)
-    from consilience.report import write_report
+    study = compute(chosen, out, objectives=objectives, processes=processes, progress=progress)
+    from consilience.report import print_table, write_report
 
-    return write_report(study)
+    path = write_report(study)
+    if progress:
+        print_table(study.results)
+    return path
 
 
 def compute(
-    preset: StudyPreset, folder: Path, *, objectives: list[str] | None = None, progress: bool = True
+    preset: StudyPreset,
+    folder: Path,
+    *,
+    objectives: list[str] | None = None,
+    processes: int | None = None,
+    progress: bool = True,
 ) -> Study:
     """All cells and baselines of a study; finished ones are read from the folder."""
     begin = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
-    bar = progress_bar("steps", disable=not progress)
-    prepared: dict[str, Prepared] = {}
-    results: list[Result] = []
-    with bar:
-        names = {name: _objectives(name, objectives) for name in preset.domains}
-        total = sum(len(chosen) for chosen in names.values()) * preset.seeds * preset.training.steps
+    chosen = {name: _objectives(name, objectives) for name in preset.domains}
+    with progress_bar("steps", disable=not progress) as bar:
+        total = sum(len(some) for some in chosen.values()) * preset.seeds * preset.training.steps
         task = bar.add_task("study", total=total, note="reading data")
-        for name, chosen in names.items():
-            bar.update(task, note=f"{name}: preparing")
+        prepared: dict[str, Prepared] = {}
+        for name in chosen:
+            bar.update(task, note=f"{name}: reading and tokenizing")
             prepared[name] = _prepare(name)
-            results += _run_domain(prepared[name], chosen, preset, folder, bar, task)
+        jobs = [job for name, some in chosen.items() for job in jobs_of(prepared[name], some, preset, folder)]
+        found = {job: job.finished() for job in jobs}
+        open_jobs = [job for job, result in found.items() if result is None]
+        done = {job.path: job.steps for job in jobs if found[job] is not None}
+        bar.update(task, completed=sum(done.values()), note=f"{len(open_jobs)} of {len(jobs)} runs to do")
+
+        def on_step(job: Job, step: int) -> None:
+            done[job.path] = step
+            bar.update(task, completed=sum(done.values()), note=f"{job.domain}: {job.row}, seed {job.seed}")
+
+        results = [result for result in found.values() if result is not None]
+        workers = processes if processes is not None else default_processes()
+        for result in run_jobs(open_jobs, prepared, preset, processes=workers, on_step=on_step):
+            results.append(result)
+        bar.update(task, completed=total, note="done")
     study = Study(
         preset=preset,
-        results=tuple(results),
+        results=tuple(sorted(results, key=_place(jobs))),
         prepared=prepared,
         folder=folder,
         seconds=time.perf_counter() - begin,
     )
-    (folder / "study.json").write_text(
-        json.dumps(
-            {
-                "preset": asdict(preset),
-                "versions": versions(science=True),
-                "seconds": study.seconds,
-                "peak_memory_mib": peak_memory_mib(),
-                "data": {name: part.provenance() for name, part in prepared.items()},
-            },
-            indent=1,
-        )
-    )
+    (folder / "study.json").write_text(json.dumps(_facts(study), indent=1))
     return study
+
+
+def default_processes() -> int:
+    """One process per CPU core, at most four; a single one where a GPU does the work."""
+    return 1 if torch.cuda.is_available() else min(usable_cpus(), 4)
+
+
+def _place(jobs: list[Job]) -> Callable[[Result], int]:
+    """Results in the order of the grid, whatever finished first."""
+    places = {(job.domain, job.work, job.row if job.work == "pre-trained" else "", job.seed): i
+              for i, job in enumerate(jobs)}  # fmt: skip
+    return lambda r: places[(r.domain, r.role, r.row if r.role == "pre-trained" else "", r.seed)]
+
+
+def _facts(study: Study) -> dict[str, Any]:
+    return {
+        "preset": asdict(study.preset),
+        "versions": versions(science=True),
+        "seconds": study.seconds,
+        "peak_memory_mib": peak_memory_mib(),
+        "data": {name: part.provenance() for name, part in study.prepared.items()},
+    }
 
 
 def _objectives(domain: str, wanted: list[str] | None) -> list[Objective]:
@@ -137,90 +166,3 @@ def _prepare(name: str) -> Prepared:
     return prepare(
         domain, load_collection(domain, None), tokenizer=domain.quick.tokenizer, limit=domain.quick.records
     )
-
-
-def _run_domain(
-    prepared: Prepared,
-    objectives: list[Objective],
-    preset: StudyPreset,
-    folder: Path,
-    bar: Progress,
-    task: TaskID,
-) -> list[Result]:
-    name = prepared.domain.name
-    base = folder / "cells" / name
-
-    def key_of(*parts: object) -> str:
-        return fingerprint(
-            [prepared.collection.fingerprint, json.dumps(prepared.tokenizer.state(), sort_keys=True)]
-            + [repr(part) for part in (preset.core, preset.training, *parts)]
-        )
-
-    def keep(path: Path, key: str, compute_it: Callable[[], Result], note: str) -> Result:
-        found = Result.read(path, key)
-        if found is None:
-            bar.update(task, note=f"{name}: {note}")
-            found = compute_it()
-            found.write(path)
-        return found
-
-    key = key_of("baseline")
-    results = [
-        keep(base / "trivial.json", key, lambda: run_trivial(prepared, key), "majority / mean"),
-        keep(base / "classical.json", key, lambda: run_classical(prepared, key), "classical baseline"),
-    ]
-    for seed in range(preset.seeds):
-        first, random_key = objectives[0], key_of("random", seed)
-        results.append(
-            keep(
-                base / f"random-init-{seed}.json",
-                random_key,
-                lambda first=first, seed=seed, k=random_key: run_random_init(
-                    prepared, first, seed, preset, k
-                ),  # type: ignore[misc]
-                "random-init core",
-            )
-        )
-    for objective in objectives:
-        for seed in range(preset.seeds):
-            results.append(
-                _run_one(prepared, objective, seed, preset, folder, key_of(objective, seed), bar, task)
-            )
-    return results
-
-
-def _run_one(
-    prepared: Prepared,
-    objective: Objective,
-    seed: int,
-    preset: StudyPreset,
-    folder: Path,
-    key: str,
-    bar: Progress,
-    task: TaskID,
-) -> Result:
-    """A cell of the grid: read, or run; a cell that fails is reported with its reason."""
-    name = prepared.domain.name
-    own = cell_folder(folder, name, objective.name, seed)
-    done = bar.tasks[0].completed
-    found = Result.read(own / "result.json", key)
-    if found is None:
-        bar.update(task, note=f"{name}: {objective.name}, seed {seed}")
-        try:
-            found = run_cell(
-                prepared,
-                objective,
-                seed,
-                preset,
-                own,
-                key,
-                on_step=lambda step: bar.update(task, completed=done + step),
-            )
-        except (ConsilienceError, RuntimeError, FloatingPointError) as error:
-            logger.error("%s, %s, seed %d failed: %s", name, objective.name, seed, error)
-            found = Result(
-                key=key, domain=name, row=objective.name, role="pre-trained", seed=seed, error=str(error)
-            )
-        found.write(own / "result.json")
-    bar.update(task, completed=done + preset.training.steps)
-    return found
