@@ -78,9 +78,10 @@ class Categorical(Likelihood):
         """Gumbel-max in float64: in float32 the noise itself would lower the temperature (arXiv:2409.02908)."""
         if temperature == 0:
             return parameters.argmax(-1)
+        # On the generator's device, which may be the CPU for a model on a GPU.
         uniform = torch.rand(
-            parameters.shape, generator=generator, dtype=torch.float64, device=parameters.device
-        )
+            parameters.shape, generator=generator, dtype=torch.float64, device=generator.device
+        ).to(parameters.device)
         return (parameters.double() / temperature - torch.log(-torch.log(uniform))).argmax(-1)
 
     def mean(self, parameters: Tensor, *, exposure: Tensor | None) -> Tensor:
@@ -160,14 +161,14 @@ class NegativeBinomial(Likelihood):
         return log_mean, log_dispersion.clamp(-8, 8)
 
     def nats(self, parameters: Tensor, scored: Scored) -> Tensor:
-        """Summed over channels."""
+        """Summed over channels. In float64: differences of log gammas of large counts lose 0.01 nats in float32."""
         assert scored.values is not None
-        log_mean, log_dispersion = self._logs(parameters, scored.exposure)
-        x, dispersion = scored.values, log_dispersion.exp()
+        log_mean, log_dispersion = (part.double() for part in self._logs(parameters, scored.exposure))
+        x, dispersion = scored.values.double(), log_dispersion.exp()
         log_total = torch.logaddexp(log_mean, log_dispersion)
         combinations = torch.lgamma(x + dispersion) - torch.lgamma(dispersion) - torch.lgamma(x + 1)
         log_p = combinations + dispersion * (log_dispersion - log_total) + x * (log_mean - log_total)
-        return -log_p.sum(-1)
+        return -log_p.sum(-1).float()
 
     def sample(
         self,
@@ -242,7 +243,7 @@ def natural_likelihoods(spec: TokenSpec) -> dict[Field, Likelihood]:
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator, device=like.device)
+    return torch.randn(like.shape, generator=generator, device=generator.device).to(like.device)
 
 
 def _cpu(generator: torch.Generator) -> torch.Generator:

@@ -94,7 +94,7 @@ def _draw_states(part: Any, states: Sequence[tuple[str, PointCloud]]) -> None:
             *x.T, s=sizes, c=jmol_colors[numbers], edgecolors="0.25", linewidths=0.5, depthshade=False
         )
         axis.set(xlim=(-reach, reach), ylim=(-reach, reach), zlim=(-reach, reach))
-        axis.set_box_aspect((1, 1, 1), zoom=1.9)
+        axis.set_box_aspect((1, 1, 1), zoom=1.6)
         axis.view_init(elev=80, azim=-90)
         axis.set_axis_off()
         axis.set_title(title, fontsize=10)

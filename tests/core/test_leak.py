@@ -161,8 +161,8 @@ class BareDenoising(Denoising):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnblankedMasked(Masked):
-    """Marks rows as hidden, yet lets the attention bias read their places."""
+class PlacedMasked(Masked):
+    """Hides the content of tokens, yet lets their places carry it."""
 
     def view(self, tokens, spec, generator):
         view, targets = super().view(tokens, spec, generator)
@@ -180,7 +180,7 @@ def test_a_planted_leak_is_found(leak, kind, tools):
 def test_a_planted_leak_of_denoising_is_found(kind, tools):
     assert leaks(tools.planted("denoising"), kind, tools)
     assert leaks(BareDenoising(), kind, tools)
-    assert leaks(UnblankedMasked(rate=0.5), kind, tools)
+    assert leaks(PlacedMasked(rate=0.5), kind, tools)
 
 
 def test_hidden_content_is_blank_in_the_view(tools):

@@ -1,5 +1,6 @@
 """Train one shared core on one or several sciences."""
 
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from itertools import pairwise
@@ -163,7 +164,8 @@ def new_parser() -> CommandParser:
     from consilience.core.transformer import CoreConfig
 
     parser = CommandParser("train", train, "DOMAIN [DOMAIN ...] --out FOLDER [options]")
-    parser.option("domains", nargs="*", default=[], metavar="DOMAIN")
+    parser.add_argument("sciences", nargs="*", metavar="DOMAIN", help=parser.helps["domains"])
+    parser.option("--domains", type=list[str], default=[], help=argparse.SUPPRESS)  # as in settings.yaml
     parser.option("--out", type=str, required=True, metavar="FOLDER")
     parser.option("--objective", metavar="NAME")
     parser.option("--data", action="append", type=str, metavar="FILE")
@@ -202,6 +204,7 @@ def run(options: "Namespace") -> None:
 
     given = options.as_dict()
     given.pop("config", None)
+    given["domains"] = given.pop("sciences") or given["domains"]
     given["data"] = parse_files(given["data"] or [])
     done = train(**given)
     folder, outcome = Path(options.out), done.outcome
