@@ -45,6 +45,8 @@ class TokenSpec:
             coordinates are the noisy content); tokens with hidden content stand at the origin.
         pairwise_bias: attention gets a bias from distances between the first three values or coordinates.
         weighted: batches carry an inverse variance per value.
+        constrained: values obey a constraint (the points of a centred cloud sum to zero), so that their density
+            is degenerate and no loss on them is a likelihood, whatever the objective.
     """
 
     name: str
@@ -63,6 +65,7 @@ class TokenSpec:
     rotary_from_values: bool = False
     pairwise_bias: bool = False
     weighted: bool = False
+    constrained: bool = False
 
     def __post_init__(self) -> None:
         if self.vocabulary < 0 or self.channels < 0 or self.addresses < 0:

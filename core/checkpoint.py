@@ -189,10 +189,19 @@ def fetch_model(model_id: str, options: dict[str, Any]) -> Path:
     if Path(model_id).is_dir():
         return Path(model_id)
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     known = ("revision", "cache_dir", "token", "local_files_only", "force_download")
-    chosen = {name: options[name] for name in known if options.get(name) is not None}
-    return Path(snapshot_download(model_id, allow_patterns=[WEIGHTS, CONFIG, CARD], **chosen))
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ConsilienceError(f"from_pretrained: unknown option '{unknown[0]}'; known: {', '.join(known)}")
+    try:
+        return Path(snapshot_download(model_id, allow_patterns=[WEIGHTS, CONFIG, CARD], **options))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConsilienceError(
+            f"no model at {model_id}: neither a folder here nor a repository that can be reached ({reason})"
+        ) from error
 
 
 def _write(path: Path, text: str) -> None:

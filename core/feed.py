@@ -68,7 +68,6 @@ class TokenFeed(Dataset[tuple[str, TokenBatch]]):
         steps: length of the run.
         tokens_per_batch: budget of tokens.
         seed: of everything.
-        augment: pass a generator to the tokenizers (training); False for validation.
     """
 
     def __init__(
@@ -78,7 +77,6 @@ class TokenFeed(Dataset[tuple[str, TokenBatch]]):
         steps: int,
         tokens_per_batch: int,
         seed: int,
-        augment: bool = True,
     ) -> None:
         for name, source in sources.items():
             if not len(source.records):
@@ -86,7 +84,7 @@ class TokenFeed(Dataset[tuple[str, TokenBatch]]):
             if source.weight <= 0:
                 raise ConsilienceError(f"{name}: its weight must be positive, not {source.weight}")
         self.sources = dict(sources)
-        self.steps, self.tokens_per_batch, self.seed, self.augment = steps, tokens_per_batch, seed, augment
+        self.steps, self.tokens_per_batch, self.seed = steps, tokens_per_batch, seed
         self.lengths = {name: source.tokenizer.lengths(source.records) for name, source in sources.items()}
         names = list(sources)
         shares = np.array([sources[name].weight for name in names])
@@ -122,8 +120,8 @@ class TokenFeed(Dataset[tuple[str, TokenBatch]]):
     def __getitem__(self, step: int) -> tuple[str, TokenBatch]:
         name, index = self.indices(step)
         source = self.sources[name]
-        generator = step_generator(self.seed, step) if self.augment else None
-        return name, source.tokenizer.encode(take_records(source.records, index), generator=generator)
+        records = take_records(source.records, index)
+        return name, source.tokenizer.encode(records, generator=step_generator(self.seed, step))
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()

@@ -14,7 +14,7 @@ from consilience.core.attention import Layout, Pattern
 from consilience.core.batch import TokenBatch, TokenSpec
 from consilience.core.embedding import PairBias, TokenEmbedder
 from consilience.core.errors import ConsilienceError
-from consilience.core.likelihoods import Field, Likelihood
+from consilience.core.likelihoods import Field, Likelihood, NegativeBinomial
 from consilience.core.objectives.base import Objective
 from consilience.core.records import Failure
 from consilience.core.tokenizer import Tokenizer
@@ -42,11 +42,15 @@ class Embedding:
 
 
 class Port(nn.Module):
-    """How one science enters and leaves the core: its embedder and its heads."""
+    """How one science enters and leaves the core: its embedder and its heads.
 
-    def __init__(self, spec: TokenSpec, core: CoreConfig, objective: Objective) -> None:
+    Heads are linear; where tokens have discrete addresses, each address has an offset of its own, so that the
+    marginal of a gene need not pass through the core.
+    """
+
+    def __init__(self, tokenizer: Tokenizer[Any], core: CoreConfig, objective: Objective) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec = spec = tokenizer.spec
         self.likelihoods = objective.likelihoods(spec)
         self.embed = TokenEmbedder(spec, core)
         self.heads = nn.ModuleDict(
@@ -57,11 +61,35 @@ class Port(nn.Module):
         )
         for parameter in self.heads.parameters():
             nn.init.zeros_(parameter)
+        self.offsets = nn.ModuleDict()
+        if spec.addresses:
+            for name, likelihood in self.likelihoods.items():
+                self.offsets[f"{name}_offset"] = nn.Embedding(spec.addresses, likelihood.parameters)
+        for parameter in self.offsets.parameters():
+            nn.init.zeros_(parameter)
+        self._start_at_rates(tokenizer)
         self.pair_bias = PairBias(spec, core.heads) if spec.pairwise_bias else None
 
-    def predict(self, states: Tensor) -> dict[Field, Tensor]:
-        """(..., D) -> parameters of each likelihood (..., parameters)."""
-        return {name: self.heads[f"{name}_head"](states) for name in self.likelihoods}
+    def _start_at_rates(self, tokenizer: Tokenizer[Any]) -> None:
+        rates = tokenizer.log_rates()
+        if rates is not None and isinstance(self.likelihoods.get("values"), NegativeBinomial):
+            table = self.offsets["values_offset"].get_parameter("weight")
+            with torch.no_grad():
+                table[:, 0] = torch.as_tensor(rates, dtype=table.dtype)
+
+    def predict(self, states: Tensor, address: Tensor | None) -> dict[Field, Tensor]:
+        """Parameters of each likelihood (..., parameters).
+
+        Args:
+            states: (..., D).
+            address: (...) the discrete address of the token that each row predicts; None without addresses.
+        """
+        found: dict[Field, Tensor] = {}
+        for name in self.likelihoods:
+            found[name] = self.heads[f"{name}_head"](states)
+            if address is not None and self.spec.addresses:
+                found[name] = found[name] + self.offsets[f"{name}_offset"](address)
+        return found
 
 
 class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", license="bsd-3-clause"):
@@ -90,7 +118,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         self.provenance = dict(provenance or {})
         self.core = Transformer(core)
         # The suffix keeps a science called "values" or "train" from hiding a method of ModuleDict.
-        ports = {f"{name}_port": Port(t.spec, core, objective) for name, t in tokenizers.items()}
+        ports = {f"{name}_port": Port(t, core, objective) for name, t in tokenizers.items()}
         self.ports = nn.ModuleDict(ports)
 
     @property
@@ -167,9 +195,9 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         for name, (view, targets) in drawn.items():
             own = states[:, first : first + view.tokens.width]
             first += view.tokens.width
-            port = self._port(name)
-            parameters = port.predict(own[targets.scored])
-            losses[name] = self.objective.loss(port.likelihoods, parameters, targets.select())
+            port, scored = self._port(name), targets.select()
+            parameters = port.predict(own[targets.scored], scored.address)
+            losses[name] = self.objective.loss(port.likelihoods, parameters, scored)
         return losses
 
     def predictor(self, domain: str | None = None) -> "DomainPredictor":
@@ -305,10 +333,20 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         self.save(save_directory)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, device: str = "cpu", **options: Any
+    ) -> Self:
+        """A saved model from a folder or from the Hugging Face Hub.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or owner/name on the Hub.
+            device: where to put it.
+            options: revision, cache_dir, token, local_files_only, force_download of the Hub.
+        """
         from consilience.core.checkpoint import fetch_model
 
-        return cls.load(fetch_model(model_id, options))
+        # Not the mixin's own: it would rebuild the arguments of __init__ from config.json by their types.
+        return cls.load(fetch_model(str(pretrained_model_name_or_path), options), device=device)
 
 
 @dataclass(frozen=True)
@@ -335,7 +373,8 @@ class DomainPredictor:
 
     def __call__(self, view: View, *, cache: KeyValueCache | None = None) -> dict[Field, Tensor]:
         """Parameters of each likelihood for every row."""
-        return self.port.predict(self.model.forward({self.domain: view}, cache=cache).final)
+        asked = view.tokens.address if view.ask_address is None else view.ask_address
+        return self.port.predict(self.model.forward({self.domain: view}, cache=cache).final, asked)
 
     def new_cache(self, batch: int, rows: int) -> KeyValueCache:
         """An empty key-value cache."""

@@ -21,7 +21,7 @@ def build_optimizer(
     for path, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if parameter.dim() != 2 or path.endswith(("symbols.weight", "addresses.weight")):
+        if parameter.dim() != 2 or path.endswith(("symbols.weight", "addresses.weight", "_offset.weight")):
             others.append(parameter)
         elif path.startswith("core.blocks."):
             hidden.append(parameter)

@@ -99,6 +99,13 @@ class Tokenizer(ABC, Generic[Records]):
         """The inverse of `state`."""
         return cls(**state)
 
+    def log_rates(self) -> np.ndarray | None:
+        """(A,) mean log rate of the counts at each address in the training records, when values are counts.
+
+        Heads start from it: a model then learns what a cell adds to the average gene, not the average itself.
+        """
+        return None
+
     @property
     def end_id(self) -> int | None:
         """The symbol that ends a sample, when there is one: samplers stop there."""

@@ -276,7 +276,7 @@ def _trainer(
 def validation_loaders(
     sources: Mapping[str, Source], config: TrainingConfig, *, batches: int = 4
 ) -> list[DataLoader[Any]]:
-    """One loader a science: a few fixed batches of held-out records, tokenized without augmentation."""
+    """One loader a science: a few fixed batches of held-out records, tokenized as in training, with fixed seeds."""
     loaders: list[DataLoader[Any]] = []
     for name, source in sources.items():
         if not len(source.records):
@@ -288,7 +288,6 @@ def validation_loaders(
             steps=min(batches, per_epoch),
             tokens_per_batch=config.tokens_per_batch,
             seed=0,
-            augment=False,
         )
         loaders.append(DataLoader([feed[step] for step in range(len(feed))], batch_size=None))  # type: ignore[arg-type]
     return loaders

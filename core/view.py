@@ -84,6 +84,7 @@ class Targets:
         exposure = self.tokens.exposure
         return Scored(
             sample=sample,
+            address=pick(self.tokens.address),
             ids=pick(self.tokens.ids),
             values=pick(self.tokens.values),
             precision=pick(self.tokens.weight),
@@ -99,6 +100,7 @@ class Scored:
 
     Args:
         sample: (S,) the sample of each row.
+        address: (S,) discrete address of the token.
         ids: (S,) clean symbols.
         values: (S, C) clean values in original units.
         precision: (S, C) inverse variance of the values; 0 = not measured; None = exact.
@@ -108,6 +110,7 @@ class Scored:
     """
 
     sample: Tensor
+    address: Tensor | None = None
     ids: Tensor | None = None
     values: Tensor | None = None
     precision: Tensor | None = None

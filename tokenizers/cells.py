@@ -56,6 +56,12 @@ class CellTokenizer(Tokenizer[CellTable]):
         self.view = view(options, statistics)
         self._match: tuple[np.ndarray, GeneMatch] | None = None
 
+    def log_rates(self) -> np.ndarray | None:
+        """(A,) log of the mean counts per 10,000 of each gene in the training cells; 0 for the depth token."""
+        if self.options.view == "ranks":
+            return None
+        return np.concatenate([[0.0], np.log(np.maximum(self.statistics.mean, 1e-6))])
+
     @classmethod
     def fit(cls, records: CellTable, **options: Any) -> Self:
         """Learn vocabulary, means, medians and scales from training cells; options: see CellOptions."""

@@ -14,18 +14,18 @@ def problems(table: PointTable) -> dict[int, str]:
     """Cloud index -> why it cannot be used: no points, one point, NaN, two typed points at one place."""
     found: dict[int, str] = {}
     sizes = table.sizes
-    for index in np.flatnonzero(sizes < 2):
-        found[int(index)] = (
+    for index in np.flatnonzero(sizes < 2).tolist():
+        found[index] = (
             "no points"
             if sizes[index] == 0
             else ("one point alone: nothing is left of it once the centroid is removed; drop it")
         )
     broken = ~np.isfinite(table.positions).all(1)
-    for row in np.flatnonzero(broken):
+    for row in np.flatnonzero(broken).tolist():
         index = _cloud_of(table, row)
         found.setdefault(index, f"coordinates of point {row - table.starts[index]} are NaN or infinite")
     if table.features is not None:
-        for row in np.flatnonzero(~np.isfinite(table.features).all(1)):
+        for row in np.flatnonzero(~np.isfinite(table.features).all(1)).tolist():
             index = _cloud_of(table, row)
             found.setdefault(index, f"features of point {row - table.starts[index]} are NaN or infinite")
     if table.codes is not None:
@@ -56,12 +56,12 @@ def _coincident(table: PointTable, indices: np.ndarray, chunk: int = 2**20) -> l
         x = sub.padded(sub.positions, fill=np.nan)
         squared = ((x[:, :, None] - x[:, None]) ** 2).sum(-1)
         close = np.triu(squared < COINCIDENT_ANGSTROM**2, k=1)
-        for cloud in np.flatnonzero(close.any((1, 2))):
+        for cloud in np.flatnonzero(close.any((1, 2))).tolist():
             first, second = np.argwhere(close[cloud])[0]
             found.append((int(part[cloud]), int(first), int(second)))
-    for index in indices[table.sizes[indices] > 128]:
-        cloud = table.positions[table.starts[index] : table.starts[index + 1]]
-        pairs = cKDTree(cloud).query_pairs(COINCIDENT_ANGSTROM, output_type="ndarray")
+    for index in indices[table.sizes[indices] > 128].tolist():
+        points = table.positions[table.starts[index] : table.starts[index + 1]]
+        pairs = cKDTree(points).query_pairs(COINCIDENT_ANGSTROM, output_type="ndarray")
         if len(pairs):
             first, second = sorted(map(tuple, pairs.tolist()))[0]
             found.append((int(index), int(first), int(second)))
@@ -88,7 +88,7 @@ def limits(table: PointTable, options: PointOptions, learned: PointState) -> dic
     columns = 0 if table.features is None else table.features.shape[1]
     if learned.feature_shift and columns != len(learned.feature_shift):
         found |= dict.fromkeys(everything, f"has {columns} features, expected {len(learned.feature_shift)}")
-    for row in np.flatnonzero(codes_of(table, learned.types) < 0):
+    for row in np.flatnonzero(codes_of(table, learned.types) < 0).tolist():
         assert table.codes is not None
         name = table.names[table.codes[row]]
         found.setdefault(_cloud_of(table, row), f"unknown type {name!r}; known: {', '.join(learned.types)}")

@@ -179,6 +179,7 @@ def point_spec(options: PointOptions, state: PointState) -> TokenSpec:
         value_periods=options.periods,
         value_scale=state.value_scale,
         pairwise_bias=options.pairwise_bias,
+        constrained=True,  # centred clouds: the last point follows from the others
         **places,
     )
 

@@ -92,7 +92,7 @@ class Objective(ABC):
             value=weighted.sum() / max(count, 1),
             nats=weighted.detach().double().sum(),
             tokens=count,
-            kind=self.kind,
+            kind=weakened(self.kind, likelihoods),
         )
 
     def evaluate(
@@ -116,6 +116,11 @@ def sum_fields(
     """(S,) nats of all fields of the content of each scored row."""
     parts = [likelihoods[field].nats(parameters[field], scored) for field in likelihoods]
     return torch.stack(parts).sum(0)
+
+
+def weakened(kind: Kind, likelihoods: Mapping[Field, Likelihood]) -> Kind:
+    """The kind of loss that may be claimed: a surrogate where the content has no proper density."""
+    return "surrogate" if any(likelihood.spec.constrained for likelihood in likelihoods.values()) else kind
 
 
 def predictable(tokens: TokenBatch) -> Tensor:

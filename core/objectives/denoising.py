@@ -61,10 +61,11 @@ class Denoising(Objective):
     ) -> Loss:
         """The exact negative log-likelihood through the ODE for purely continuous, exactly known content.
 
-        Counts, weighted values and mixed content have no density under this flow: they get the surrogate.
+        Counts, weighted or constrained values and mixed content have no density under this flow: they get the
+        surrogate.
         """
         spec = predict.spec
-        if spec.vocabulary or spec.counts or spec.weighted:
+        if spec.vocabulary or spec.counts or spec.weighted or spec.constrained:
             return super().evaluate(predict, tokens, generator, draws=draws)
         from consilience.core.samplers.transport import log_likelihood
 

@@ -22,6 +22,7 @@ from consilience.core.objectives.base import (
     stratified,
     sum_fields,
     uniform_like,
+    weakened,
 )
 from consilience.core.objectives.masked import masked_view
 from consilience.core.view import Loss, Scored, Targets, View
@@ -63,7 +64,7 @@ class MaskedDiffusion(Objective):
             value=nats.sum() / max(tokens, 1),
             nats=nats.detach().double().sum(),
             tokens=tokens,
-            kind=self.kind,
+            kind=weakened(self.kind, likelihoods),
         )
 
     def sample(

@@ -36,6 +36,8 @@ def autoregress(
     """
     fill = hidden & tokens.real & ~tokens.is_given
     finished = torch.zeros(tokens.size, dtype=torch.bool, device=tokens.device)
+    # The cache keeps keys and values, not the places that a pairwise bias is made of.
+    cached = cached and not predict.spec.pairwise_bias
     cache = predict.new_cache(tokens.size, tokens.width) if cached else None
     for row in range(tokens.width):
         view = shifted_view(tokens, predict.spec)

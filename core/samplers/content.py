@@ -52,11 +52,16 @@ def draw(
 
 
 def cut_at_end(tokens: TokenBatch, end_id: int | None, longest: Tensor) -> TokenBatch:
-    """End every sample at its first end symbol; samples without one keep `longest` (B,) tokens."""
+    """End every sample at its first end symbol and blank what comes after.
+
+    Samples without an end symbol keep `longest` (B,) tokens.
+    """
     if end_id is None or tokens.ids is None:
         return tokens
     row = torch.arange(tokens.width, device=tokens.device)[None]
     ended = (tokens.ids == end_id) & (row < longest[:, None]) & ~tokens.is_given
     first = torch.where(ended, row, tokens.width).amin(1)
     length = torch.minimum(first + 1, longest)
-    return replace(tokens, length=length)
+    keep = row < length[:, None]
+    values = None if tokens.values is None else tokens.values * keep[..., None]
+    return replace(tokens, length=length, ids=tokens.ids * keep, values=values)

@@ -37,7 +37,8 @@ def transport(
     spec = predict.spec
     free = predictable(tokens)
     hidden = hidden & free
-    clean = spec.standardise(tokens.values)
+    values = tokens.values
+    clean = spec.standardise(values)
     noise = torch.randn(clean.shape, generator=generator, device=generator.device).to(clean.device)
     x = torch.where(hidden[..., None], temperature * noise, noise)
     lost = hidden.clone()
@@ -63,8 +64,7 @@ def transport(
             assert ids is not None
             tokens = replace(tokens, ids=torch.where(reveal, drawn, ids))
             lost = lost & ~reveal
-    values = torch.where(hidden[..., None], spec.restore(x), tokens.values)
-    return replace(tokens, values=values)
+    return replace(tokens, values=torch.where(hidden[..., None], spec.restore(x), values))
 
 
 def log_likelihood(

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import scipy.sparse as sp
 
 from consilience.core.errors import ConsilienceError
 from consilience.core.records import Collection
 from consilience.domains.cells.data import unique_ids
 from consilience.domains.cells.readers import element_reader
+from consilience.domains.tables import write_embedding_table
 from consilience.tokenizers.cell_table import CellTable
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def write_embedding(collection: Collection, embedding: "Embedding", path: Path) 
     path.parent.mkdir(parents=True, exist_ok=True)
     source = Path(collection.source)
     if path.suffix == ".parquet":
-        _write_parquet(embedding, path)
+        write_embedding_table(collection, embedding, path)
     elif source.suffix == ".h5ad" and source.is_file():
         if path.exists() and os.path.samefile(source, path):
             raise ConsilienceError(f"{path} is the input itself; write the embedding to another file")
@@ -129,14 +128,6 @@ def _write_copy(collection: Collection, embedding: "Embedding", source: Path, pa
                 write_elem(file, "obs", obs)
 
     _replace(path, write)
-
-
-def _write_parquet(embedding: "Embedding", path: Path) -> None:
-    columns = {"id": pa.array([str(name) for name in embedding.ids], pa.string())}
-    columns |= {
-        f"embedding_{k}": pa.array(embedding.vectors[:, k]) for k in range(embedding.vectors.shape[1])
-    }
-    _replace(path, lambda target: pq.write_table(pa.table(columns), target))
 
 
 def _replace(path: Path, write: Any) -> None:

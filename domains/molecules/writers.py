@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from rdkit import Chem
 
 from consilience.core.errors import ConsilienceError
 from consilience.core.records import Collection
 from consilience.domains.molecules.generation import canonical_or_none
+from consilience.domains.tables import write_embedding_table
 
 if TYPE_CHECKING:
     from consilience.core.model import Embedding
@@ -58,24 +57,13 @@ def write_records(records: Sequence[Any], path: Path, columns: Mapping[str, Any]
 
 
 def write_embedding(collection: Collection, embedding: "Embedding", path: Path) -> None:
-    """Write `id`, `smiles` and `embedding_0` ... as parquet, one row per embedded molecule.
+    """Write `id`, `smiles`, the labels and `embedding_0` ... as parquet, one row per embedded molecule.
 
     Records that could not be embedded have no row; they are in `embedding.failures`.
 
     Raises:
         ConsilienceError: unless the path ends in .parquet.
     """
-    if path.suffix != ".parquet":
-        raise ConsilienceError(
-            f"{path}: embeddings of molecules are written as .parquet, not {path.suffix!r}"
-        )
-    vectors = np.asarray(embedding.vectors, np.float32)
     smiles = [collection.records[int(place)] for place in embedding.index]
     texts = [str(Chem.MolToSmiles(item)) if isinstance(item, Chem.Mol) else str(item) for item in smiles]
-    columns = {
-        "id": pa.array([str(name) for name in embedding.ids], pa.string()),
-        "smiles": pa.array(texts, pa.string()),
-    }
-    columns |= {f"embedding_{k}": pa.array(vectors[:, k]) for k in range(vectors.shape[1])}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), path)
+    write_embedding_table(collection, embedding, path, columns={"smiles": texts})

@@ -15,7 +15,7 @@ from consilience.tokenizers.points import PointTokenizer
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from consilience.core.model import Embedding, FoundationModel
+    from consilience.core.model import FoundationModel
 
 
 class PointsDomain(Domain):
@@ -53,12 +53,6 @@ class PointsDomain(Domain):
         from consilience.domains.points.writers import write_records
 
         write_records(records, path, columns)
-
-    def write_embedding(self, collection: Collection, embedding: "Embedding", path: Path) -> None:
-        """Embeddings as parquet; see `writers.write_embedding`."""
-        from consilience.domains.points.writers import write_embedding
-
-        write_embedding(collection, embedding, path)
 
     def figure(
         self, models: "Mapping[str, FoundationModel]", collection: Collection, test: np.ndarray

@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING, Any
 import ase
 import ase.io
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from plyfile import PlyData, PlyElement
 
 from consilience.core.errors import ConsilienceError
-from consilience.core.records import Collection
 from consilience.tokenizers.point_records import PointCloud, PointTable, element_numbers
 
 if TYPE_CHECKING:
-    from consilience.core.model import Embedding
+    pass
 
 
 def write_records(
@@ -82,20 +79,3 @@ def _write_ply(table: PointTable, path: Path, columns: Mapping[str, np.ndarray])
         vertices = rows.view([(axis, "f4") for axis in "xyz"]).reshape(-1)
         file = path if len(table) == 1 else path.with_name(f"{path.stem}-{i}.ply")
         PlyData([PlyElement.describe(vertices, "vertex")]).write(str(file))
-
-
-def write_embedding(collection: Collection, embedding: "Embedding", path: Path) -> None:
-    """Write `id`, the numeric labels and `embedding_0` ... as parquet, one row per embedded cloud.
-
-    Clouds that could not be embedded have no row; they are in `embedding.failures`.
-    """
-    if path.suffix != ".parquet":
-        raise ConsilienceError(
-            f"{path}: embeddings of point clouds are written as .parquet, not {path.suffix!r}"
-        )
-    vectors = np.asarray(embedding.vectors, np.float32)
-    columns = {"id": pa.array([str(name) for name in embedding.ids], pa.string())}
-    columns |= {name: pa.array(column[embedding.index]) for name, column in collection.labels.items()}
-    columns |= {f"embedding_{k}": pa.array(vectors[:, k]) for k in range(vectors.shape[1])}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), path)

@@ -98,7 +98,7 @@ def content_of(kind: str, batch: TokenBatch, seed: int) -> TokenBatch:
 def model_of(spec: TokenSpec, objective: Objective, *, core: CoreConfig = TINY, seed: int = 0) -> FoundationModel:
     """An awake model over tokens of this spec, without a tokenizer."""
     torch.manual_seed(seed)
-    model = FoundationModel(core, {spec.name: SimpleNamespace(spec=spec)}, objective)
+    model = FoundationModel(core, {spec.name: SimpleNamespace(spec=spec, log_rates=lambda: None)}, objective)
     awaken(model, seed)
     return model.eval()
 

@@ -12,7 +12,13 @@ from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Normal
 
 from consilience.core.batch import TokenSpec
-from consilience.core.likelihoods import Categorical, Gaussian, NegativeBinomial, Velocity, natural_likelihoods
+from consilience.core.likelihoods import (
+    Categorical,
+    Gaussian,
+    NegativeBinomial,
+    Velocity,
+    natural_likelihoods,
+)
 from consilience.core.view import Scored
 
 SYMBOLS = TokenSpec(name="symbols", vocabulary=4)

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from consilience.core.errors import ConsilienceError
 from consilience.core.attention import Layout, Pattern
 from consilience.core.batch import TokenBatch, TokenSpec
 from consilience.core.embedding import TokenEmbedder
+from consilience.core.errors import ConsilienceError
 from consilience.core.positions import fourier_features, frequencies, rotary_angles, rotate
 from consilience.core.transformer import CoreConfig, CoreInput, TimeModulation, Transformer
 from consilience.core.view import View

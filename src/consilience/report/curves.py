@@ -1,6 +1,6 @@
 """Loss curves: likelihoods and surrogates on separate axes, never on one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
@@ -14,13 +14,8 @@ COLOURS = {
 }
 
 
-def loss_curves(results: Sequence[Result], kinds: Mapping[str, str]) -> Figure:
-    """Held-out training loss against steps, one column a science; upper row likelihoods, lower row surrogates.
-
-    Args:
-        results: of a study.
-        kinds: objective -> kind of its training loss.
-    """
+def loss_curves(results: Sequence[Result]) -> Figure:
+    """Held-out training loss against steps, one column a science; upper row likelihoods, lower row surrogates."""
     trained = [r for r in results if r.role == "pre-trained" and r.curve]
     domains = list(dict.fromkeys(r.domain for r in trained))
     figure = Figure(figsize=(3.1 * max(len(domains), 1), 5.0), layout="constrained")
@@ -30,7 +25,7 @@ def loss_curves(results: Sequence[Result], kinds: Mapping[str, str]) -> Figure:
             axis = axes[row][column]
             seen: set[str] = set()
             for result in trained:
-                if result.domain != domain or (kinds.get(result.row) != "surrogate") != likelihood:
+                if result.domain != domain or (result.curve_kind != "surrogate") != likelihood:
                     continue
                 steps, values = zip(*result.curve)
                 label = None if result.row in seen else result.row

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from consilience import registry
 from consilience.core.errors import ConsilienceError
 from consilience.core.model import FoundationModel
 from consilience.environment import device_name, peak_memory_mib, usable_cpus, versions
@@ -32,15 +31,11 @@ def write_report(study: "Study") -> "Path":
     table, losses = score_table(study.results), loss_table(study.results)
     table.to_csv(study.folder / "scores.csv", index=False)
     losses.to_csv(study.folder / "losses.csv", index=False)
-    kinds = {
-        name: registry.objective(name).kind
-        for name in {r.row for r in study.results if r.role == "pre-trained"}
-    }
     sections = [
         _heading(study),
         _score_section(table, study),
         _loss_section(losses),
-        _figure_section("Loss curves", "loss-curves", loss_curves(study.results, kinds), study,
+        _figure_section("Loss curves", "loss-curves", loss_curves(study.results), study,
                         "Held-out loss during training. Exact likelihoods and bounds stand above, surrogates below: "
                         "a surrogate says how training went, not how much of the data is captured."),
         *_science_sections(study),
@@ -167,6 +162,8 @@ def _science_sections(study: "Study") -> list[str]:
             sections.append(
                 f"<h2>{escape(title)}</h2><p class='lose'>The figure failed: {escape(str(error))}</p>"
             )
+            continue
+        if figure is None:
             continue
         caption = figure.get_label() or "Models of seed 0, records held out of training."
         sections.append(_figure_section(title, name, figure, study, str(caption)))

@@ -10,6 +10,7 @@ import torch
 
 from consilience.core.model import FoundationModel
 from consilience.core.objectives import Objective
+from consilience.core.objectives.base import weakened
 from consilience.core.records import take_records
 from consilience.core.view import Loss
 from consilience.domains.preparation import Prepared
@@ -52,6 +53,7 @@ def run_cell(
         loss=loss.nats_per_token,
         kind=loss.kind,
         curve=tuple(run.outcome.history.validation.get(name, [])),
+        curve_kind=weakened(objective.kind, objective.likelihoods(prepared.tokenizer.spec)),
         steps=run.outcome.steps,
         tokens=run.outcome.tokens,
         seconds=run.outcome.seconds,
@@ -111,7 +113,9 @@ def embed_all(model: FoundationModel, prepared: Prepared) -> np.ndarray:
 def held_out_loss(model: FoundationModel, prepared: Prepared, preset: StudyPreset) -> Loss:
     """The loss on held-out records, of the strongest kind that the objective can claim."""
     index = prepared.split.test[: preset.evaluation_records]
-    tokens = prepared.tokenizer.encode(take_records(prepared.collection.records, index))
+    # Tokenized as in training (a cell with its matched zeros), with one fixed seed for every row of the table.
+    generator = torch.Generator().manual_seed(0)
+    tokens = prepared.tokenizer.encode(take_records(prepared.collection.records, index), generator=generator)
     return model.evaluate(tokens, draws=preset.evaluation_draws)
 
 

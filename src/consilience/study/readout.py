@@ -41,6 +41,11 @@ def score_trivial(prepared: Prepared, tasks: Sequence[Task] | None = None) -> tu
     )
 
 
+def _trivial(prepared: Prepared, task: Task) -> ProbeResult:
+    labels = prepared.collection.labels[task.label]
+    return trivial(labels, prepared.split, task.kind, redshift=task.label == "redshift")
+
+
 def _score(prepared: Prepared, task: Task, result: ProbeResult, neighbours: ProbeResult | None) -> Score:
     metric = HEADLINE[task.kind]
     low, high = bootstrap_interval(result, prepared.collection.group_of)

@@ -49,6 +49,7 @@ class Result:
         loss: held-out loss per token; None for baselines.
         kind: what the loss is; a surrogate is never a likelihood.
         curve: (step, held-out training loss) pairs.
+        curve_kind: what the training loss is.
         steps: optimiser steps.
         tokens: real tokens trained on.
         seconds: of training.
@@ -66,6 +67,7 @@ class Result:
     loss: float | None = None
     kind: Kind | None = None
     curve: tuple[tuple[int, float], ...] = ()
+    curve_kind: Kind | None = None
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
