@@ -99,6 +99,7 @@ class NextToken(Objective):
     ) -> TokenBatch:
         """One token after another, with a key-value cache."""
         from consilience.core.samplers.autoregressive import autoregress
+        from consilience.core.samplers.content import cut_at_end
 
         order = self.permutation(template, generator)
         done = autoregress(
@@ -107,11 +108,12 @@ class NextToken(Objective):
             torch.gather(hidden, 1, order),
             generator,
             temperature=temperature,
-            end_id=end_id,
+            # In another order the end symbol may come first, and does not say that all is drawn.
+            end_id=end_id if self.order == "natural" else None,
             mean=mean,
             cached=cached,
         )
-        return done.permute(order.argsort(dim=1))
+        return cut_at_end(done.permute(order.argsort(dim=1)), end_id, template.length)
 
 
 def shifted_view(tokens: TokenBatch, spec: TokenSpec) -> View:

@@ -1,13 +1,13 @@
 """Sources, toy batches of every content kind, planted leaks and trained models for the tests of the core."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from consilience.core.attention import Pattern
 from consilience.core.batch import TokenBatch, TokenSpec
@@ -15,7 +15,7 @@ from consilience.core.model import FoundationModel
 from consilience.core.objectives import Denoising, Masked, MaskedDiffusion, NextToken, Objective
 from consilience.core.objectives.base import Predictor
 from consilience.core.objectives.masked import masked_view
-from consilience.core.synthetic import GaussianAR1, MarkovChain, Source
+from consilience.core.synthetic import Source
 from consilience.core.synthetic_tokenizer import SyntheticTokenizer
 from consilience.core.transformer import CoreConfig
 from consilience.core.view import Loss, Targets, View
@@ -41,7 +41,9 @@ def awaken(model: nn.Module, seed: int = 0, scale: float = 0.3) -> None:
     generator = seeded(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += scale * torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
+            parameter += (
+                scale * torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
+            )
 
 
 def spec_of(kind: str) -> TokenSpec:
@@ -95,7 +97,9 @@ def content_of(kind: str, batch: TokenBatch, seed: int) -> TokenBatch:
     return replace(batch, ids=ids, values=values, weight=weight, exposure=exposure)
 
 
-def model_of(spec: TokenSpec, objective: Objective, *, core: CoreConfig = TINY, seed: int = 0) -> FoundationModel:
+def model_of(
+    spec: TokenSpec, objective: Objective, *, core: CoreConfig = TINY, seed: int = 0
+) -> FoundationModel:
     """An awake model over tokens of this spec, without a tokenizer."""
     torch.manual_seed(seed)
     model = FoundationModel(core, {spec.name: SimpleNamespace(spec=spec, log_rates=lambda: None)}, objective)
@@ -170,7 +174,9 @@ PLANTED = {
 
 
 @cache
-def trained(source: Source, objective: Objective, seed: int = 0, steps: int = 400) -> FoundationModel:
+def trained(
+    source: Source, objective: Objective, seed: int = 0, steps: int = 400, batch: int = 128
+) -> FoundationModel:
     """A small model after a short training on fresh samples; Adam, the rate decays to zero. About 5 s."""
     torch.manual_seed(seed)
     model = FoundationModel(TINY, {source.name: SyntheticTokenizer(source)}, objective).train()
@@ -179,7 +185,7 @@ def trained(source: Source, objective: Objective, seed: int = 0, steps: int = 40
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = 8e-3 * min((step + 1) / 40, 1 - step / steps)
-        loss = model.loss({source.name: source.tokens(256, generator)}, generator)[source.name]
+        loss = model.loss({source.name: source.tokens(batch, generator)}, generator)[source.name]
         optimiser.zero_grad()
         loss.value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -187,30 +193,17 @@ def trained(source: Source, objective: Objective, seed: int = 0, steps: int = 40
     return model.eval()
 
 
-@dataclass(frozen=True)
-class Toolbox:
-    """What test files use of this file (they cannot import it)."""
-
-    tiny: CoreConfig = TINY
-    chain: MarkovChain = MarkovChain()  # noqa: RUF009 - frozen
-    ar1: GaussianAR1 = GaussianAR1()  # noqa: RUF009 - frozen
-    planted: Callable[[str], Objective] = PLANTED.__getitem__
-    seeded: Callable[..., torch.Generator] = staticmethod(seeded)
-    awaken: Callable[..., None] = staticmethod(awaken)
-    spec_of: Callable[[str], TokenSpec] = staticmethod(spec_of)
-    batch_of: Callable[..., TokenBatch] = staticmethod(batch_of)
-    content_of: Callable[[str, TokenBatch, int], TokenBatch] = staticmethod(content_of)
-    model_of: Callable[..., FoundationModel] = staticmethod(model_of)
-    trained: Callable[..., FoundationModel] = staticmethod(trained)
-
-
 @pytest.fixture(scope="session")
-def tools() -> Toolbox:
-    """Helpers shared by the tests of the core."""
-    return Toolbox()
-
-
-@pytest.fixture()
-def ragged() -> Tensor:
-    """(B, N) bool: real rows of a ragged batch."""
-    return torch.arange(7) < torch.tensor([7, 3, 5, 1, 7, 4])[:, None]
+def tools() -> SimpleNamespace:
+    """Helpers shared by the tests of the core (test files cannot import this one)."""
+    return SimpleNamespace(
+        tiny=TINY,
+        planted=PLANTED.__getitem__,
+        seeded=seeded,
+        awaken=awaken,
+        spec_of=spec_of,
+        batch_of=batch_of,
+        content_of=content_of,
+        model_of=model_of,
+        trained=trained,
+    )

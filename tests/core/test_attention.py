@@ -91,7 +91,9 @@ def test_the_reference_is_softmax_attention_written_out():
     out = attend(q, k, v, layout, bias=bias, kernel="reference")
     first = int(layout.length[:2].sum())  # where sample 2 starts; it has 5 rows
     for row in range(5):
-        scores = torch.stack([q[first + row, 1] @ k[first + j, 1] / D**0.5 + bias[2, 1, row, j] for j in range(row + 1)])
+        scores = torch.stack(
+            [q[first + row, 1] @ k[first + j, 1] / D**0.5 + bias[2, 1, row, j] for j in range(row + 1)]
+        )
         by_hand = sum(p * v[first + j, 1] for j, p in enumerate(scores.softmax(0)))
         assert close(out[first + row, 1], by_hand)
 
@@ -156,7 +158,9 @@ def test_bad_patterns_and_kernels_are_named():
         Pattern(block=torch.zeros(1, 1, dtype=torch.long))
     layout = Layout(real_rows("ragged"), pattern_of("block"))
     q, k, v, bias = inputs(layout, bias=True)
-    with pytest.raises(ConsilienceError, match=f"unknown attention kernel 'fast'; known: {', '.join(KERNELS)}"):
+    with pytest.raises(
+        ConsilienceError, match=f"unknown attention kernel 'fast'; known: {', '.join(KERNELS)}"
+    ):
         attend(q, k, v, layout, kernel="fast")
     with pytest.raises(ConsilienceError, match="'varlen' needs"):
         attend(q, k, v, layout, bias=bias, kernel="varlen")

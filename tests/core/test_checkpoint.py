@@ -141,7 +141,10 @@ FAULTS = {
     "config of the future": (edit(lambda c: c.update(format=99)), "has format 99"),
     "another width": (edit(lambda c: c["core"].update(width=64)), r"weight '.*' is \(.*\), config.json asks"),
     "a deeper core": (edit(lambda c: c["core"].update(depth=3)), "weights missing"),
-    "an unknown option": (edit(lambda c: c["core"].update(colour=1)), "not a consilience model of this version"),
+    "an unknown option": (
+        edit(lambda c: c["core"].update(colour=1)),
+        "not a consilience model of this version",
+    ),
     "an unknown tokenizer": (
         edit(lambda c: c["domains"]["markov-chain"].update(tokenizer="nowhere.at:All")),
         "cannot import 'nowhere.at'",
@@ -192,7 +195,9 @@ def test_a_core_of_another_size_is_refused(saved, tools):
             take_core(model, saved)
 
 
-@pytest.mark.parametrize("fault", ["weights cut in the tensors", "weights missing", "config cut", "other weights"])
+@pytest.mark.parametrize(
+    "fault", ["weights cut in the tensors", "weights missing", "config cut", "other weights"]
+)
 def test_a_core_from_a_broken_folder_is_refused(fault, saved, tools):
     model = build(tools, Masked(), AR1)
     before = {name: w.clone() for name, w in model.state_dict().items()}

@@ -23,7 +23,9 @@ CONTENT = ("ids", "values", "weight")
 SEED = 3
 
 
-def swap(tokens: TokenBatch, other: TokenBatch, where: Tensor, names: tuple[str, ...] = CONTENT) -> TokenBatch:
+def swap(
+    tokens: TokenBatch, other: TokenBatch, where: Tensor, names: tuple[str, ...] = CONTENT
+) -> TokenBatch:
     """The tokens with the content of `other` in the rows `where` (B, N)."""
     changed = {}
     for name in names:
@@ -79,7 +81,10 @@ def masked_leaks(probe: Probe) -> bool:
     """Content of hidden tokens, one by one and all at once, moves any prediction."""
     hidden = probe.targets.scored
     assert hidden.any() and (probe.tokens.real & ~hidden).any()
-    for where in (hidden, *(hidden & (torch.arange(probe.tokens.width) == i) for i in range(probe.tokens.width))):
+    for where in (
+        hidden,
+        *(hidden & (torch.arange(probe.tokens.width) == i) for i in range(probe.tokens.width)),
+    ):
         view, targets = probe.draw(swap(probe.tokens, probe.other, where))
         assert torch.equal(targets.scored, hidden), "what is hidden must not depend on the content"
         if probe.moved(view).any():

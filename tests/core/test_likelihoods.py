@@ -23,7 +23,9 @@ from consilience.core.view import Scored
 
 SYMBOLS = TokenSpec(name="symbols", vocabulary=4)
 VALUES = TokenSpec(name="values", channels=3, value_shift=2.0, value_scale=5.0)
-COUNTS = TokenSpec(name="counts", channels=2, value_likelihood="negative-binomial", value_shift=1.0, value_scale=0.7)
+COUNTS = TokenSpec(
+    name="counts", channels=2, value_likelihood="negative-binomial", value_shift=1.0, value_scale=0.7
+)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -54,7 +56,9 @@ def test_categorical_samples_have_the_softmax_frequencies(temperature):
 def test_categorical_noise_is_double_precision():
     """float32 Gumbel noise never draws what is rarer than about 1e-7; symbols of 1e-5 come at their rate."""
     logits = torch.tensor([0.0, np.log(1e-4), -40.0, -40.0])
-    drawn = Categorical(SYMBOLS).sample(logits.expand(200_000, 4), torch.Generator().manual_seed(0), exposure=None)
+    drawn = Categorical(SYMBOLS).sample(
+        logits.expand(200_000, 4), torch.Generator().manual_seed(0), exposure=None
+    )
     assert 10 <= int((drawn == 1).sum()) <= 32
     assert not (drawn >= 2).any()
 
@@ -63,7 +67,9 @@ def test_gaussian_nats_in_original_units():
     parameters, values = randn(50, 6), 10 * randn(50, 3, seed=1)
     mean, log_spread = parameters.chunk(2, dim=-1)
     expected = -Normal(5 * mean + 2, 5 * log_spread.exp()).log_prob(values).sum(-1)
-    assert torch.allclose(Gaussian(VALUES).nats(parameters, scored(values=values)), expected, rtol=1e-5, atol=1e-4)
+    assert torch.allclose(
+        Gaussian(VALUES).nats(parameters, scored(values=values)), expected, rtol=1e-5, atol=1e-4
+    )
 
 
 def test_gaussian_nats_are_a_change_of_variable():
@@ -130,7 +136,9 @@ def test_negative_binomial_nats(log_dispersion):
     exposure = torch.tensor([1.0, 0.3, 2.5, 1.7])
     dispersion = np.exp(log_dispersion)
     mean = exposure[:, None].double().numpy() * np.exp(log_rate.double().numpy())
-    expected = -scipy.stats.nbinom(dispersion, dispersion / (dispersion + mean)).logpmf(counts.numpy()).sum(-1)
+    expected = (
+        -scipy.stats.nbinom(dispersion, dispersion / (dispersion + mean)).logpmf(counts.numpy()).sum(-1)
+    )
     parameters = torch.cat([log_rate, torch.full((4, 2), log_dispersion)], dim=-1)
     found = NegativeBinomial(COUNTS).nats(parameters, scored(values=counts, exposure=exposure))
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-4)

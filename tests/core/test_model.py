@@ -94,7 +94,9 @@ def test_padding_is_never_read(objective, kind, tools):
     assert all(torch.equal(a, b) for a, b in zip(clean_gradients, dirty_gradients, strict=True))
 
 
-@pytest.fixture(scope="module", params=[NextToken(), NextToken(order="reversed"), MaskedDiffusion()], ids=repr)
+@pytest.fixture(
+    scope="module", params=[NextToken(), NextToken(order="reversed"), MaskedDiffusion()], ids=repr
+)
 def chain_model(request, tools) -> FoundationModel:
     torch.manual_seed(0)
     model = FoundationModel(tools.tiny, {"chain": SyntheticTokenizer(CHAIN)}, request.param)
@@ -165,7 +167,9 @@ def test_layers_and_attention_maps(tools):
         model = tools.model_of(tools.spec_of(kind), objective)
         tokens = tools.batch_of(kind)
         with torch.no_grad():
-            states = model.forward({kind: objective.observe(tokens, model._port(kind).spec)}, layers=True, attention=True)
+            states = model.forward(
+                {kind: objective.observe(tokens, model._port(kind).spec)}, layers=True, attention=True
+            )
             plain = model.forward({kind: objective.observe(tokens, model._port(kind).spec)})
         b, m, d = states.final.shape
         assert torch.equal(states.final, plain.final)
@@ -324,7 +328,9 @@ def test_distances_alone_make_embeddings_invariant(tools):
         tools.awaken(model._port("t").pair_bias, 1, scale=5.0)
         places = torch.randn(3, 6, 3, generator=tools.seeded())
         tokens = TokenBatch(
-            length=torch.tensor([6, 4, 5]), ids=torch.randint(4, (3, 6), generator=tools.seeded()), positions=places
+            length=torch.tensor([6, 4, 5]),
+            ids=torch.randint(4, (3, 6), generator=tools.seeded()),
+            positions=places,
         )
         with torch.no_grad():
 
@@ -374,7 +380,7 @@ def test_a_model_of_several_sciences_asks_which(tools):
 
 
 def test_denoising_of_symbols_is_refused(tools):
-    with pytest.raises(ConsilienceError, match="denoising needs continuous content.*use masked-diffusion"):
+    with pytest.raises(ConsilienceError, match=r"denoising needs continuous content.*use masked-diffusion"):
         FoundationModel(tools.tiny, {"chain": SyntheticTokenizer(CHAIN)}, Denoising())
 
 

@@ -39,7 +39,7 @@ def test_entropy_of_the_chain_by_enumeration():
 @pytest.mark.parametrize("rate", [0.15, 0.5, 1.0])
 def test_masked_curve_of_the_chain_by_enumeration(rate: float):
     """H_r from the joint table alone: all sequences, all sets of kept tokens, no messages."""
-    tokens, p = all_sequences(CHAIN)
+    _, p = all_sequences(CHAIN)
     n, v = CHAIN.length, len(CHAIN.transition)
     table = p.reshape([v] * n)
     total = 0.0
@@ -90,7 +90,9 @@ def test_ar1_density_and_conditionals_against_the_joint_normal():
                 gain = torch.linalg.solve(covariance[known][:, known], covariance[known, place])
                 mean, variance = gain @ x[row, known], variance - gain @ covariance[known, place]
             assert float(answers[row, place, 0]) == pytest.approx(float(mean) / 2, abs=1e-6)
-            assert float(answers[row, place, 1]) == pytest.approx(float(variance.log()) / 2 - np.log(2), abs=1e-9)
+            assert float(answers[row, place, 1]) == pytest.approx(
+                float(variance.log()) / 2 - np.log(2), abs=1e-9
+            )
 
 
 @pytest.mark.parametrize("source", [CHAIN, AR1], ids=lambda s: s.name)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -129,8 +130,14 @@ def compute(
 
 
 def default_processes() -> int:
-    """One process per CPU core, at most four; a single one where a GPU does the work."""
-    return 1 if torch.cuda.is_available() else min(usable_cpus(), 4)
+    """One process per CPU core, at most four; a single one where a GPU does the work.
+
+    Also a single one where Python was started without a file (a script piped in): new processes could not start.
+    """
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if torch.cuda.is_available() or (script is not None and not Path(script).exists()):
+        return 1
+    return min(usable_cpus(), 4)
 
 
 def _place(jobs: list[Job]) -> Callable[[Result], int]:
