@@ -17,6 +17,7 @@ from consilience.core.errors import ConsilienceError
 from consilience.core.likelihoods import Field, Likelihood, NegativeBinomial
 from consilience.core.objectives.base import Objective
 from consilience.core.records import Failure
+from consilience.core.samplers.options import check_options
 from consilience.core.tokenizer import Tokenizer
 from consilience.core.transformer import CoreConfig, CoreInput, KeyValueCache, States, Transformer
 from consilience.core.view import Loss, View
@@ -268,6 +269,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         self, n: int, *, domain: str | None = None, seed: int = 0, batch_size: int = 256, **options: Any
     ) -> TokenBatch:
         """n new samples as tokens; see `generate`."""
+        check_options(options)
         self.eval()
         name = self.domain_of(domain)
         tokenizer = self.tokenizers[name]
@@ -304,6 +306,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
 
         A next-token model looks back only: what stands after a hidden token in its order does not inform it.
         """
+        check_options({"steps": steps, "temperature": temperature})
         self.eval()
         filled = self.objective.sample(
             self.predictor(domain),

@@ -5,6 +5,7 @@ numbers as one that was not.
 """
 
 import logging
+import pickle
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -106,13 +107,19 @@ class StepLoader(DataLoader[tuple[str, TokenBatch]]):
 
 
 class StartAtStep(Callback):
-    """Points the loader at the step from which a resumed run goes on."""
+    """Points the loader at the step from which a resumed run goes on.
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Runs after a checkpoint was restored and before the first batch is fetched."""
-        loader = trainer.train_dataloader
-        assert isinstance(loader, StepLoader)
-        loader.steps.first = trainer.global_step
+    This must happen when the checkpoint is read: Lightning makes the loader's iterator before `on_train_start`.
+    """
+
+    def __init__(self, loader: StepLoader) -> None:
+        self.loader = loader
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Runs before anything is fetched."""
+        self.loader.steps.first = int(checkpoint["global_step"])
 
 
 class SaveOften(Callback):
@@ -214,7 +221,8 @@ def fit(
     gpu = torch.cuda.is_available()
     history = History()
     whole = WholeSteps()
-    callbacks: list[Callback] = [whole, StartAtStep(), history]
+    loader = StepLoader(feed, config.workers, pin=gpu)
+    callbacks: list[Callback] = [whole, StartAtStep(loader), history]
     if folder is not None:
         callbacks.append(SaveOften(folder / LAST, config.save_every, whole))
     if progress or on_step:
@@ -233,7 +241,7 @@ def fit(
             )
             trainer.fit(
                 module,
-                StepLoader(feed, config.workers, pin=gpu),
+                loader,
                 checks or None,
                 ckpt_path=checkpoint,
                 weights_only=True,
@@ -300,7 +308,16 @@ def _checkpoint(folder: Path | None, resume: bool) -> str | None:
         raise ConsilienceError(
             f"nothing to resume: {folder and folder / LAST} does not exist; leave out --resume"
         )
-    return str(folder / LAST)
+    path = folder / LAST
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise ConsilienceError(
+            f"{path} is truncated or not a checkpoint; train again from the start"
+        ) from error
+    if not isinstance(state, dict) or not {"global_step", "state_dict", "optimizer_states"} <= state.keys():
+        raise ConsilienceError(f"{path} belongs to something else; train again from the start")
+    return str(path)
 
 
 def _precision(asked: str, gpu: bool) -> Any:
@@ -312,8 +329,10 @@ def _precision(asked: str, gpu: bool) -> Any:
 def _loggers(folder: Path | None) -> Any:
     if folder is None:
         return False
+    # Lightning's CSVLogger deletes what it finds, so that each sitting of a resumed run gets a folder of its own.
+    sitting = 1 + len(list((folder / "logs").glob("csv*")))
     return [
-        CSVLogger(folder, name="logs", version="csv"),
+        CSVLogger(folder, name="logs", version="csv" if sitting == 1 else f"csv-{sitting}"),
         TensorBoardLogger(folder, name="logs", version="tensorboard"),
     ]
 

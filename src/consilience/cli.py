@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         if debug:
             traceback.print_exc()
-        sys.stderr.write(f"{error or 'interrupted; nothing was written'}\n")
+        sys.stderr.write(f"{str(error) or 'interrupted; nothing was written'}\n")
         return INTERRUPTED
     except SystemExit as error:  # how the parser leaves after --help
         return int(error.code or 0)

@@ -1,6 +1,7 @@
 """One core for all: batches, neighbours, modalities and options change nothing that they should not change."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from consilience.core.batch import TokenBatch, TokenSpec
 from consilience.core.embedding import PairBias
 from consilience.core.errors import ConsilienceError
 from consilience.core.model import FoundationModel
-from consilience.core.objectives import Denoising, Masked, MaskedDiffusion, NextToken
+from consilience.core.objectives import Denoising, Masked, MaskedDiffusion, NextToken, Objective
 from consilience.core.synthetic import GaussianAR1, MarkovChain
 from consilience.core.synthetic_tokenizer import SyntheticTokenizer
 from consilience.core.transformer import CoreConfig
@@ -92,6 +93,31 @@ def test_padding_is_never_read(objective, kind, tools):
     assert torch.equal(clean.value, dirty.value)
     assert clean.tokens == dirty.tokens
     assert all(torch.equal(a, b) for a, b in zip(clean_gradients, dirty_gradients, strict=True))
+
+
+@EACH
+def test_training_and_evaluation_compute_the_same_loss(objective, kind, tools):
+    """Two paths, one through scored rows and one through the predictor of samplers and likelihoods."""
+    model, tokens = tools.model_of(tools.spec_of(kind), objective), tools.batch_of(kind)
+    trained = model.loss({kind: tokens}, tools.seeded(1))[kind]
+    with torch.no_grad():
+        held_out = Objective.evaluate(objective, model.predictor(), tokens, tools.seeded(1))
+    assert held_out.tokens == trained.tokens
+    assert float(held_out.nats) == pytest.approx(float(trained.nats), rel=1e-5)
+    assert float(held_out.value) == pytest.approx(float(trained.value.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", [NextToken(order="random"), Masked(), MaskedDiffusion()], ids=repr)
+def test_heads_of_counts_start_at_the_rate_of_the_token_that_is_asked_for(objective, tools):
+    spec, tokens = tools.spec_of("counts"), tools.batch_of("counts")
+    rates = np.linspace(-1.0, 3.0, spec.addresses)
+    tokenizer = SimpleNamespace(spec=spec, log_rates=lambda: rates)
+    model = FoundationModel(tools.tiny, {"counts": tokenizer}, objective)
+    view, targets = objective.view(tokens, spec, tools.seeded())
+    with torch.no_grad():
+        log_rate = model.predictor()(view)["values"][..., 0]
+    expected = torch.tensor(rates).float()[targets.tokens.address]
+    assert torch.allclose(log_rate[tokens.real], expected[tokens.real], atol=1e-6)
 
 
 @pytest.fixture(

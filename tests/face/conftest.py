@@ -69,7 +69,13 @@ def files(tmp_path_factory) -> dict[str, Path]:
 def trained(files, tmp_path_factory) -> Path:
     """A next-token run on molecules."""
     folder = tmp_path_factory.mktemp("runs") / "molecules"
-    words = ["train", "molecules", "--objective=next-token", f"--data={files['molecules']}", f"--out={folder}"]
+    words = [
+        "train",
+        "molecules",
+        "--objective=next-token",
+        f"--data={files['molecules']}",
+        f"--out={folder}",
+    ]
     assert main([*words, *TINY]) == 0
     return folder
 

@@ -27,9 +27,14 @@ def core_of(folder) -> dict[str, torch.Tensor]:
 
 
 def test_train_writes_a_run(trained) -> None:
-    assert {"model.safetensors", "config.json", "README.md", "settings.yaml", "failures.csv", "last.ckpt"} <= {
-        path.name for path in trained.iterdir()
-    }
+    assert {
+        "model.safetensors",
+        "config.json",
+        "README.md",
+        "settings.yaml",
+        "failures.csv",
+        "last.ckpt",
+    } <= {path.name for path in trained.iterdir()}
     assert list(trained.glob("logs/csv/metrics.csv")) and list(trained.glob("logs/tensorboard/events*"))
     model = consilience.load(trained)
     assert model.objective.name == "next-token" and model.core_config.width == 16
@@ -114,7 +119,9 @@ def test_several_sciences_share_one_core(files, tiny, tmp_path, command, monkeyp
     words = ["train", "molecules", "points", "--objective=masked", f"--data=molecules={files['molecules']}"]
     words += [f"--data=points={files['points']}", "--weights={points: 2}", f"--out={run}", *tiny]
     assert command(*words, "--training.steps=12").code == 0
-    assert reached["molecules"] == reached["points"] and any("qkv" in n or "attention" in n for n in reached["points"])
+    assert reached["molecules"] == reached["points"] and any(
+        "qkv" in n or "attention" in n for n in reached["points"]
+    )
     model = consilience.load(run)
     assert model.domains == ("molecules", "points")
     assert sum(name.startswith("core.") for name in load_file(run / "model.safetensors")) == len(core_of(run))
@@ -135,7 +142,14 @@ def test_core_of_one_science_starts_another(trained, files, tiny, tmp_path, comm
         return fit(model, *args, **kwargs)
 
     monkeypatch.setattr(pretraining, "fit", watched)
-    words = ["train", "points", f"--data={files['points']}", f"--out={tmp_path / 'p'}", "--init-core", trained]
+    words = [
+        "train",
+        "points",
+        f"--data={files['points']}",
+        f"--out={tmp_path / 'p'}",
+        "--init-core",
+        trained,
+    ]
     assert command(*words, *tiny).code == 0
     taken = core_of(trained)
     assert begun.keys() <= taken.keys() and all(torch.equal(begun[name], taken[name]) for name in begun)
@@ -203,7 +217,9 @@ def test_tokens(trained, files, command) -> None:
 
 def test_data(tmp_path, command) -> None:
     listed = command("data", "list", "--cache", tmp_path)
-    assert listed.code == 0 and all(name in listed.out for name in ("moses", "qm9", "core-mof", "not fetched"))
+    assert listed.code == 0 and all(
+        name in listed.out for name in ("moses", "qm9", "core-mof", "not fetched")
+    )
     missing = command("data", "fetch", "qm", "--cache", tmp_path)
     assert missing.code == 2 and "did you mean 'qm9'" in missing.err
     with zipfile.ZipFile(tmp_path / "molsets-0.3.1-py3-none-any.whl", "w"):

@@ -13,6 +13,15 @@ Options = Mapping[str, Any]
 Files = str | Path | Mapping[str, str | Path]
 
 
+def file_words(data: Any) -> list[str]:
+    """Files as the command line would say them, from a config file that names one, several or {science: file}."""
+    if isinstance(data, Mapping):
+        return [f"{name}={path}" for name, path in data.items()]
+    return (
+        [] if data is None else [str(data)] if isinstance(data, str | Path) else [str(text) for text in data]
+    )
+
+
 def parse_files(texts: Sequence[str]) -> dict[str, str] | str | None:
     """Repeated `--data`: a file, or SCIENCE=FILE each; the last word on a science counts."""
     found: dict[str, str] | str | None = None

@@ -55,13 +55,15 @@ def embed(
         with reasons, never zeros; for a file, `index` counts its records, the unreadable ones included.
     """
     network, folder = open_model(model, device)
-    science = science_of(network, folder, domain)
     read = data is None or isinstance(data, str | Path)
-    collection = read_collection(science, data, read_options) if read else _collected(data)
     target = None if out is None else Path(out).expanduser()
-    if target is not None:
+    # Records in memory need no reader and no writer, and so no science that can be found by its name.
+    science = science_of(network, folder, domain) if read or target is not None else None
+    name = network.domain_of(domain) if science is None else science.name
+    collection = read_collection(science, data, read_options) if read and science else _collected(data)
+    if target is not None and science is not None:
         _check_target(science, collection, target)
-    made = _in_chunks(network, collection, science.name, layer, pool, batch_size, progress)
+    made = embed_in_chunks(network, collection, name, layer, pool, batch_size, progress)
     found = _of_source(collection, made) if read else made
     if target is not None:
         write_failures(found.failures, target)
@@ -71,7 +73,7 @@ def embed(
             f"{collection.source}: none of {len(collection)} records can be embedded{listed}; "
             f"first: {found.failures[0].reason if found.failures else 'there are none'}"
         )
-    if target is not None:
+    if target is not None and science is not None:
         with replacing(target) as part:
             science.write_embedding(collection, made, part)
     return found
@@ -127,7 +129,7 @@ def _check_target(science: "Domain", collection: "Collection", target: Path) -> 
     try_writing(target, lambda path: science.write_embedding(one, trial, path))
 
 
-def _in_chunks(
+def embed_in_chunks(
     model: "FoundationModel",
     collection: "Collection",
     domain: str,

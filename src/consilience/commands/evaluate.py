@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from consilience.commands.choices import options_by_science, parse_files
+from consilience.commands.choices import file_words, options_by_science, parse_files
 from consilience.commands.console import console, loss_in_words, say
 from consilience.commands.files import replacing
 from consilience.commands.models import load, read_collection, science_of
@@ -62,9 +62,7 @@ def evaluate(
     done = []
     for name in names:
         prepared = _prepare(network, folder, name, data, limit, read_options)
-        done.append(
-            read_out(network, prepared, tasks, loss_records=loss_records, device=device, progress=progress)
-        )
+        done.append(read_out(network, prepared, tasks, loss_records=loss_records, progress=progress))
     with replacing(folder / EVALUATION) as part:
         part.write_text(json.dumps([asdict(found) for found in done], indent=1))
     return tuple(done)
@@ -112,7 +110,7 @@ def _prepare(
     settings = read_settings(folder)
     own = data is None
     if own:
-        files = parse_files(settings.get("data") or [])
+        files = parse_files(file_words(settings.get("data")))
         data = files.get(science.name) if isinstance(files, dict) else None
         limit = settings.get("limit") if limit is None else limit
         saved = options_by_science(settings.get("read_options"), model.domains, "read_options")

@@ -54,14 +54,15 @@ def generate(
     if steps is not None and steps < 1:
         raise ConsilienceError(f"steps must be at least 1, not {steps}")
     network, folder = open_model(model, device)
-    science = science_of(network, folder, domain)
     target = None if out is None else Path(out).expanduser()
-    if target is not None:
-        one = network.generate(1, domain=science.name, steps=1)
+    science = None if target is None else science_of(network, folder, domain)
+    name = network.domain_of(domain) if science is None else science.name
+    if target is not None and science is not None:
+        one = network.generate(1, domain=name, steps=1)
         try_writing(target, lambda path: science.write_records(one, path))
     options: dict[str, Any] = {"steps": steps} | ({} if temperature is None else {"temperature": temperature})
-    records = _in_batches(network, n, science.name, seed, batch_size, progress, options)
-    if target is not None:
+    records = _in_batches(network, n, name, seed, batch_size, progress, options)
+    if target is not None and science is not None:
         with replacing(target) as part:
             science.write_records(records, part)
     return records

@@ -87,7 +87,13 @@ class CommandParser(ArgumentParser):
         """What jsonargparse says, in one line that a person would write."""
         message = " ".join(message.split())
         if found := re.match(r"unrecognized arguments: (\S+)", message):
-            return self._unknown(found[1].partition("=")[0])
+            return self._unknown(found[1])
+        if found := re.search(r"arguments are required: (.+)$", message):
+            named = [
+                flag if (flag := f"--{name}") in self._flags else name.upper()
+                for name in found[1].split(", ")
+            ]
+            message = f"{', '.join(named)} must be given"
         message = re.sub(r'Parser key "([^"]+)": ?', lambda m: f"--{m[1].replace('_', '-')}: ", message)
         expected = re.search(
             r"Expected an? (?:<class ')?(?:typing\.)?(.+?)(?:'>)?\. Got value: (.*)$", message
@@ -101,6 +107,7 @@ class CommandParser(ArgumentParser):
     def _unknown(self, text: str) -> str:
         if not text.startswith("-"):
             return f"unexpected argument {text!r}; what has no -- in front stands before the options ({self.usage})"
+        text = text.partition("=")[0]
         ends = {flag.rpartition(".")[2].lstrip("-"): flag for flag in reversed(self._flags)}
         near = get_close_matches(text, self._flags, n=1, cutoff=0.7)
         near = near or [ends[end] for end in get_close_matches(text.lstrip("-"), ends, n=1, cutoff=0.6)]

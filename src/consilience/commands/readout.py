@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from consilience.commands.choices import check_names
-from consilience.commands.embed import embed
+from consilience.commands.embed import embed_in_chunks
 from consilience.core.errors import ConsilienceError
 from consilience.core.model import FoundationModel
 from consilience.core.records import take_records
@@ -66,7 +66,6 @@ def read_out(
     wanted: Sequence[str] | None,
     *,
     loss_records: int,
-    device: str,
     progress: bool,
 ) -> Evaluation:
     """Held-out loss and probes of a model on the data of one science; arguments as in `evaluate`."""
@@ -77,8 +76,7 @@ def read_out(
 
     def features(network: FoundationModel) -> np.ndarray:
         """(n, D) embeddings of all records."""
-        made = embed(network, collection, domain=science.name, device=device, progress=progress)
-        return made.vectors
+        return embed_in_chunks(network, collection, science.name, -1, "mean", 64, progress).vectors
 
     table: dict[str, np.ndarray | None] = {"majority / mean": None}
     if tasks:

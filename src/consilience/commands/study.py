@@ -18,6 +18,7 @@ def study(
     domains: list[str] | None = None,
     objectives: list[str] | None = None,
     steps: int | None = None,
+    processes: int | None = None,
     progress: bool = True,
 ) -> Path:
     """Run the grid of sciences x objectives x seeds with its baselines, and write the report.
@@ -29,6 +30,7 @@ def study(
         domains: only these sciences.
         objectives: only these objectives.
         steps: other than the preset's.
+        processes: how many runs at a time; default: one for each CPU core, or one on a GPU.
         progress: show a bar with the rate and the time left.
 
     Returns:
@@ -43,6 +45,7 @@ def study(
         domains=domains,
         objectives=objectives,
         steps=steps,
+        processes=processes,
         progress=progress,
     )
 
@@ -56,6 +59,7 @@ def new_parser() -> CommandParser:
     parser.option("--domains", nargs="+", type=str)
     parser.option("--objectives", nargs="+", type=str)
     parser.option("--steps", type=int | None, metavar="N")
+    parser.option("--processes", type=int | None, metavar="N")
     return parser
 
 

@@ -13,6 +13,7 @@ from consilience.commands.choices import (
     Options,
     build,
     check_names,
+    file_words,
     files_by_science,
     options_by_science,
     parse_files,
@@ -142,7 +143,7 @@ def resume(out: str | Path, *, progress: bool = True) -> "TrainedRun":
     settings = read_settings(folder)
     if not settings:
         raise ConsilienceError(f"nothing to resume: {folder} holds no {SETTINGS}")
-    settings["data"] = parse_files(settings["data"])
+    settings["data"] = parse_files(file_words(settings["data"]))
     return train(**settings, out=folder, resume=True, progress=progress)
 
 
@@ -154,6 +155,16 @@ def build_objective(name: str, options: Options) -> "Objective":
         return cls(**options)
     except TypeError as error:
         raise ConsilienceError(f"objective {name!r} cannot take {dict(options)}: {error}") from error
+
+
+class AppendFile(argparse.Action):
+    """Repeated `--data`, after whatever a config file says in whatever form."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        """Append one word."""
+        setattr(namespace, self.dest, [*file_words(getattr(namespace, self.dest)), values])
 
 
 def new_parser() -> CommandParser:
@@ -168,7 +179,7 @@ def new_parser() -> CommandParser:
     parser.option("--domains", type=list[str], default=[], help=argparse.SUPPRESS)  # as in settings.yaml
     parser.option("--out", type=str, required=True, metavar="FOLDER")
     parser.option("--objective", metavar="NAME")
-    parser.option("--data", action="append", type=str, metavar="FILE")
+    parser.option("--data", action=AppendFile, metavar="FILE")
     parser.add_argument(
         "--config",
         action=ActionConfigFile,
@@ -200,22 +211,30 @@ def expand(argv: Sequence[str]) -> list[str]:
 
 def run(options: "Namespace") -> None:
     """`consilience train`."""
+    from consilience.core.objectives.base import weakened
     from consilience.core.training import LAST
 
     given = options.as_dict()
     given.pop("config", None)
     given["domains"] = given.pop("sciences") or given["domains"]
-    given["data"] = parse_files(given["data"] or [])
-    done = train(**given)
-    folder, outcome = Path(options.out), done.outcome
+    given["data"] = parse_files(file_words(given["data"]))
+    folder = Path(options.out)
+    again = f"consilience train --out {folder} --resume"
+    try:
+        done = train(**given)
+    except KeyboardInterrupt:
+        begun = f"go on with: {again}" if (folder / SETTINGS).is_file() else "nothing was written"
+        raise Interrupted(f"interrupted; {begun}") from None
+    outcome = done.outcome
     if outcome.interrupted:
         kept = f"{folder / LAST} holds" if (folder / LAST).is_file() else f"{folder} holds the start of"
         raise Interrupted(
             f"interrupted at step {outcome.steps} of {options.training.steps}: {kept} the run; "
-            f"go on with: consilience train --out {folder} --resume"
+            f"go on with: {again}"
         )
     for name, values in outcome.history.validation.items():
-        say(f"{name}: held-out {loss_in_words(values[-1][1], done.model.objective.kind)}")
+        kind = weakened(done.model.objective.kind, done.model.predictor(name).likelihoods)
+        say(f"{name}: held-out {loss_in_words(values[-1][1], kind)}")
     say(
         f"{folder}: {outcome.steps} steps, {outcome.tokens:,} tokens in {outcome.seconds:.0f} s; "
         f"next: consilience evaluate {folder}"

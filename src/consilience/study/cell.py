@@ -39,6 +39,8 @@ def run_cell(
         progress=False,
         on_step=on_step,
     )
+    if run.outcome.interrupted:  # a part of a run must not stand as the result of a whole one
+        raise KeyboardInterrupt
     run.model.save(folder)
     begin = time.perf_counter()
     scores = score_features(prepared, embed_all(run.model, prepared))

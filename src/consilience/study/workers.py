@@ -6,7 +6,10 @@ do nearly twice the work of one process with two.
 
 import logging
 import multiprocessing
+import os
 import queue
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
@@ -98,7 +101,15 @@ def _while_listening(
 
 def _start_worker(prepared: dict[str, Prepared], preset: StudyPreset, steps: Any, threads: int) -> None:
     torch.set_num_threads(threads)
+    threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
     _worker.update(prepared=prepared, preset=preset, steps=steps)
+
+
+def _leave_with_parent(parent: int) -> None:
+    """A study that is killed must not leave its workers behind, training for nobody."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _in_worker(number: int, job: Job) -> Result:
