@@ -63,9 +63,10 @@ class Categorical(Likelihood):
         return self.spec.vocabulary
 
     def nats(self, parameters: Tensor, scored: Scored) -> Tensor:
-        """Cross-entropy."""
+        """Cross-entropy; 0 for symbols that the core could see."""
         assert scored.ids is not None
-        return F.cross_entropy(parameters.float(), scored.ids, reduction="none")
+        nats = F.cross_entropy(parameters.float(), scored.ids, reduction="none")
+        return nats if scored.erased is None else nats * scored.erased
 
     def sample(
         self,

@@ -10,14 +10,15 @@ import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
-from consilience.core.attention import Layout, Pattern
+from consilience.core.attention import Layout
 from consilience.core.batch import TokenBatch, TokenSpec
-from consilience.core.embedding import PairBias, TokenEmbedder
 from consilience.core.errors import ConsilienceError
-from consilience.core.likelihoods import Field, Likelihood, NegativeBinomial
+from consilience.core.likelihoods import Field, Likelihood
+from consilience.core.modalities import join_angles, join_biases, join_patterns, join_times
 from consilience.core.objectives.base import Objective
+from consilience.core.port import Port
 from consilience.core.records import Failure
-from consilience.core.samplers.options import check_options
+from consilience.core.sampling import Sampling
 from consilience.core.tokenizer import Tokenizer
 from consilience.core.transformer import CoreConfig, CoreInput, KeyValueCache, States, Transformer
 from consilience.core.view import Loss, View
@@ -40,57 +41,6 @@ class Embedding:
     ids: np.ndarray
     index: np.ndarray
     failures: tuple[Failure, ...] = ()
-
-
-class Port(nn.Module):
-    """How one science enters and leaves the core: its embedder and its heads.
-
-    Heads are linear; where tokens have discrete addresses, each address has an offset of its own, so that the
-    marginal of a gene need not pass through the core.
-    """
-
-    def __init__(self, tokenizer: Tokenizer[Any], core: CoreConfig, objective: Objective) -> None:
-        super().__init__()
-        self.spec = spec = tokenizer.spec
-        self.likelihoods = objective.likelihoods(spec)
-        self.embed = TokenEmbedder(spec, core)
-        self.heads = nn.ModuleDict(
-            {
-                f"{name}_head": nn.Linear(core.width, likelihood.parameters)
-                for name, likelihood in self.likelihoods.items()
-            }
-        )
-        for parameter in self.heads.parameters():
-            nn.init.zeros_(parameter)
-        self.offsets = nn.ModuleDict()
-        if spec.addresses:
-            for name, likelihood in self.likelihoods.items():
-                self.offsets[f"{name}_offset"] = nn.Embedding(spec.addresses, likelihood.parameters)
-        for parameter in self.offsets.parameters():
-            nn.init.zeros_(parameter)
-        self._start_at_rates(tokenizer)
-        self.pair_bias = PairBias(spec, core.heads) if spec.pairwise_bias else None
-
-    def _start_at_rates(self, tokenizer: Tokenizer[Any]) -> None:
-        rates = tokenizer.log_rates()
-        if rates is not None and isinstance(self.likelihoods.get("values"), NegativeBinomial):
-            table = self.offsets["values_offset"].get_parameter("weight")
-            with torch.no_grad():
-                table[:, 0] = torch.as_tensor(rates, dtype=table.dtype)
-
-    def predict(self, states: Tensor, address: Tensor | None) -> dict[Field, Tensor]:
-        """Parameters of each likelihood (..., parameters).
-
-        Args:
-            states: (..., D).
-            address: (...) the discrete address of the token that each row predicts; None without addresses.
-        """
-        found: dict[Field, Tensor] = {}
-        for name in self.likelihoods:
-            found[name] = self.heads[f"{name}_head"](states)
-            if address is not None and self.spec.addresses:
-                found[name] = found[name] + self.offsets[f"{name}_offset"](address)
-        return found
 
 
 class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", license="bsd-3-clause"):
@@ -162,22 +112,22 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         real = torch.cat([view.tokens.real for view in parts], dim=1)
         turns = [port.embed.angles(view) for port, view in zip(ports, parts)]
         widths = [view.tokens.width for view in parts]
-        angles = _join_angles([keys for keys, _ in turns], widths, rows, self.core_config.head_width)
+        angles = join_angles([keys for keys, _ in turns], widths, rows, self.core_config.head_width)
         asked = [keys if queries is None else queries for keys, queries in turns]
         differ = any(queries is not None for _, queries in turns)
-        query_angles = _join_angles(asked, widths, rows, self.core_config.head_width) if differ else None
-        time, time_index = _join_times(parts)
+        query_angles = join_angles(asked, widths, rows, self.core_config.head_width) if differ else None
+        time, time_index = join_times(parts)
         biases = [
             None if port.pair_bias is None else port.pair_bias(view) for port, view in zip(ports, parts)
         ]
         return CoreInput(
             rows=rows,
-            layout=Layout(real, _join_patterns([view.pattern for view in parts])),
+            layout=Layout(real, join_patterns([view.pattern for view in parts])),
             time=time.to(rows.dtype),
             time_index=time_index,
             angles=angles,
             query_angles=query_angles,
-            bias=_join_biases(biases, widths, rows, self.core_config.heads),
+            bias=join_biases(biases, widths, rows, self.core_config.heads),
         )
 
     def _port(self, name: str) -> Port:
@@ -269,23 +219,22 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         self, n: int, *, domain: str | None = None, seed: int = 0, batch_size: int = 256, **options: Any
     ) -> TokenBatch:
         """n new samples as tokens; see `generate`."""
-        check_options(options)
         self.eval()
         name = self.domain_of(domain)
         tokenizer = self.tokenizers[name]
+        sampling = Sampling.of(options, end_id=tokenizer.end_id)
         generator = torch.Generator().manual_seed(seed)
         done = []
         for start in range(0, n, batch_size):
             count = min(batch_size, n - start)
-            template = tokenizer.template(count, generator=generator, objective=self.objective.name)
+            template = tokenizer.template(count, generator=generator, open_end=self.objective.ends_samples)
             hidden = template.real & ~template.is_given
             filled = self.objective.sample(
                 self.predictor(name),
                 template.to(self.device),
                 hidden.to(self.device),
                 generator,
-                end_id=tokenizer.end_id,
-                **options,
+                sampling,
             )
             done.append(filled.to("cpu"))
         return TokenBatch.concatenate(done)
@@ -306,16 +255,13 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
 
         A next-token model looks back only: what stands after a hidden token in its order does not inform it.
         """
-        check_options({"steps": steps, "temperature": temperature})
         self.eval()
         filled = self.objective.sample(
             self.predictor(domain),
             tokens.to(self.device),
             hidden.to(self.device),
             torch.Generator().manual_seed(seed),
-            steps=steps,
-            temperature=temperature,
-            mean=mean,
+            Sampling(steps=steps, temperature=temperature, mean=mean),
         )
         return filled.to("cpu")
 
@@ -382,54 +328,3 @@ class DomainPredictor:
     def new_cache(self, batch: int, rows: int) -> KeyValueCache:
         """An empty key-value cache."""
         return KeyValueCache(self.model.core_config, batch, rows, next(self.model.parameters()))
-
-
-def _join_angles(
-    parts: list[Tensor | None], widths: list[int], like: Tensor, head_width: int
-) -> Tensor | None:
-    """Angles side by side; modalities without positions do not turn."""
-    if all(part is None for part in parts):
-        return None
-    planes = head_width // 2
-    zero = [torch.zeros(like.shape[0], n, planes, device=like.device) for n in widths]
-    return torch.cat([blank if part is None else part for part, blank in zip(parts, zero)], dim=1)
-
-
-def _join_times(views: list[View]) -> tuple[Tensor, Tensor | None]:
-    if len(views) == 1:
-        return views[0].time, views[0].time_index
-    indices, first = [], 0
-    for view in views:
-        index = (
-            view.time_index
-            if view.time_index is not None
-            else torch.zeros_like(view.hidden, dtype=torch.long)
-        )
-        indices.append(index + first)
-        first += int(view.time.shape[0])
-    return torch.cat([view.time for view in views]), torch.cat(indices, dim=1)
-
-
-def _join_patterns(patterns: list[Pattern]) -> Pattern:
-    if len(patterns) == 1:
-        return patterns[0]
-    kinds = {pattern.kind for pattern in patterns}
-    if len(kinds) > 1 or "block" in kinds:
-        raise ConsilienceError("modalities of one sample must share the pattern of attention, full or causal")
-    return Pattern(kind=patterns[0].kind)
-
-
-def _join_biases(parts: list[Tensor | None], widths: list[int], like: Tensor, heads: int) -> Tensor | None:
-    """Biases as diagonal blocks; modalities see one another without bias."""
-    if all(part is None for part in parts):
-        return None
-    if len(parts) == 1:
-        return parts[0]
-    total = sum(widths)
-    joined = like.new_zeros(like.shape[0], heads, total, total)
-    first = 0
-    for part, n in zip(parts, widths):
-        if part is not None:
-            joined[:, :, first : first + n, first : first + n] = part
-        first += n
-    return joined

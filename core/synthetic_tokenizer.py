@@ -90,7 +90,7 @@ class SyntheticTokenizer(Tokenizer[Sequences]):
             return f"an entry is no symbol 0..{symbols - 1}"
         return None
 
-    def template(self, n: int, *, generator: torch.Generator, objective: str) -> TokenBatch:
+    def template(self, n: int, *, generator: torch.Generator, open_end: bool = False) -> TokenBatch:
         """n samples of full length."""
         blank = self.source.tokens(1, generator).take([0] * n)
         zeros = {"ids": blank.ids, "values": blank.values}

@@ -73,11 +73,11 @@ class Tokenizer(ABC, Generic[Records]):
         return failures
 
     @abstractmethod
-    def template(self, n: int, *, generator: torch.Generator, objective: str) -> TokenBatch:
+    def template(self, n: int, *, generator: torch.Generator, open_end: bool = False) -> TokenBatch:
         """n samples whose addresses are drawn from what `fit` saw and whose content is to be generated.
 
-        Given tokens carry their content. Lengths come from the training lengths, except for objectives that
-        end a sample themselves (next-token over strings with an end symbol), which get the longest length.
+        Given tokens carry their content. Lengths come from the training lengths; with `open_end`, samples end
+        themselves with their end symbol, where the science has one, and get the longest length.
         """
 
     def describe(self, record: Any) -> str:

@@ -67,12 +67,14 @@ class Targets:
         scored: (B, M) bool, rows that carry loss.
         weight: (B, M) float, factor on each row's nats in the loss; None = 1.
         velocity: (B, M, C) float, the target of flow matching; None otherwise.
+        erased: (B, M) bool, rows whose symbol the core could not see, where only some could not; None = all scored.
     """
 
     tokens: TokenBatch
     scored: Tensor
     weight: Tensor | None = None
     velocity: Tensor | None = None
+    erased: Tensor | None = None
 
     def select(self) -> "Scored":
         """The scored rows of all samples end to end (S rows)."""
@@ -91,6 +93,7 @@ class Targets:
             exposure=None if exposure is None else exposure[sample],
             weight=pick(self.weight),
             velocity=pick(self.velocity),
+            erased=pick(self.erased),
         )
 
 
@@ -107,6 +110,7 @@ class Scored:
         exposure: (S,) size factor of counts.
         weight: (S,) factor of each row in the loss.
         velocity: (S, C) target of flow matching.
+        erased: (S,) rows whose symbol counts; None = all.
     """
 
     sample: Tensor
@@ -117,6 +121,7 @@ class Scored:
     exposure: Tensor | None = None
     weight: Tensor | None = None
     velocity: Tensor | None = None
+    erased: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

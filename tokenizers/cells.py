@@ -148,7 +148,7 @@ class CellTokenizer(Tokenizer[CellTable]):
                 failures[start + index] = reason
         return [Failure(index=index, id="", reason=failures[index]) for index in sorted(failures)]
 
-    def template(self, n: int, *, generator: torch.Generator, objective: str) -> TokenBatch:
+    def template(self, n: int, *, generator: torch.Generator, open_end: bool = False) -> TokenBatch:
         """n cells to be generated: the most expressed genes at training depths, or ranks to be filled.
 
         The objective makes no difference: no symbol ends a cell.

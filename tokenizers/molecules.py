@@ -128,14 +128,14 @@ class MoleculeTokenizer(Tokenizer[Sequence[Any]]):
         refused |= {known[row]: self._length_reason(counts[row]) for row in self._too_long(counts)}
         return [Failure(index=place, id="", reason=reason) for place, reason in sorted(refused.items())]
 
-    def template(self, n: int, *, generator: torch.Generator, objective: str) -> TokenBatch:
+    def template(self, n: int, *, generator: torch.Generator, open_end: bool = False) -> TokenBatch:
         """n samples that hold <bos> and room for symbols.
 
         For `next-token`, whose samples end themselves, all have the longest training length and a margin of
         8; for others the lengths are drawn from the training lengths.
         """
         longest = len(self.length_counts) - 1
-        if objective == "next-token":
+        if open_end:
             room = min(longest + MARGIN, self.options.max_length or longest + MARGIN)
             length = torch.full((n,), room, dtype=torch.int64)
         else:

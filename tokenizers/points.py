@@ -265,7 +265,7 @@ class PointTokenizer(Tokenizer[Sequence[PointCloud]]):
         refused |= {int(places[i]): reason for i, reason in found.items()}
         return [Failure(index=i, id="", reason=reason) for i, reason in sorted(refused.items())]
 
-    def template(self, n: int, *, generator: torch.Generator, objective: str) -> TokenBatch:
+    def template(self, n: int, *, generator: torch.Generator, open_end: bool = False) -> TokenBatch:
         """n samples to fill: lengths, types (as addresses) or patch centres of random training clouds.
 
         `objective` plays no part: no symbol ends a cloud, so the length is part of what is given.

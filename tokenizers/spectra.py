@@ -218,7 +218,7 @@ class SpectrumTokenizer(Tokenizer[SpectrumRecords]):
         """Spectra without a measured pixel, with wavelengths that do not increase, or with unequal lengths."""
         return list(_failures(records))
 
-    def template(self, n: int, *, generator: torch.Generator, objective: str) -> TokenBatch:
+    def template(self, n: int, *, generator: torch.Generator, open_end: bool = False) -> TokenBatch:
         """n empty spectra on training grids (drawn as often as they occurred) with each grid's typical weights.
 
         The content is zero and to be generated; the weight tells how well a pixel would be measured.

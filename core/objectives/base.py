@@ -14,6 +14,7 @@ from torch import Tensor
 
 from consilience.core.batch import TokenBatch, TokenSpec
 from consilience.core.likelihoods import Field, Likelihood, natural_likelihoods
+from consilience.core.sampling import Sampling
 from consilience.core.transformer import KeyValueCache
 from consilience.core.view import Kind, Loss, Scored, Targets, View
 
@@ -43,6 +44,11 @@ class Objective(ABC):
     name: ClassVar[str]
     kind: ClassVar[Kind]
 
+    @property
+    def ends_samples(self) -> bool:
+        """Whether samples grow from their first token and end themselves, so that their length is not given."""
+        return False
+
     def likelihoods(self, spec: TokenSpec) -> dict[Field, Likelihood]:
         """What the head of a science must parametrise under this objective."""
         return natural_likelihoods(spec)
@@ -62,11 +68,7 @@ class Objective(ABC):
         template: TokenBatch,
         hidden: Tensor,
         generator: torch.Generator,
-        *,
-        steps: int | None = None,
-        temperature: float = 1.0,
-        end_id: int | None = None,
-        mean: bool = False,
+        sampling: Sampling,
     ) -> TokenBatch:
         """Fill the content of the hidden tokens; the others are kept and conditioned on.
 
@@ -75,10 +77,7 @@ class Objective(ABC):
             template: tokens with addresses, and content where `hidden` is False.
             hidden: (B, N) bool.
             generator: all randomness.
-            steps: number of steps of samplers that can choose it.
-            temperature: below 1 sharpens; 0 takes the mode.
-            end_id: the symbol that ends a sample; later tokens are cut off.
-            mean: expected values instead of samples.
+            sampling: how to draw.
         """
 
     def loss(

@@ -17,6 +17,7 @@ from consilience.core.batch import TokenBatch, TokenSpec
 from consilience.core.errors import ConsilienceError
 from consilience.core.likelihoods import Categorical, Field, Likelihood, Velocity
 from consilience.core.objectives.base import Objective, Predictor, predictable, stratified, uniform_like
+from consilience.core.sampling import Sampling
 from consilience.core.view import Loss, Targets, View
 
 
@@ -48,7 +49,9 @@ class Denoising(Objective):
         noisy = torch.where(free[..., None], (1 - t) * noise + t * clean, clean)
         lost = free & (uniform_like(free, generator) >= time[:, None])
         view = noisy_view(tokens, noisy, time, lost, spec)
-        return view, Targets(tokens=tokens, scored=free, velocity=clean - noise)
+        return view, Targets(
+            tokens=tokens, scored=free, velocity=clean - noise, erased=lost if spec.vocabulary else None
+        )
 
     def observe(self, tokens: TokenBatch, spec: TokenSpec) -> View:
         """Clean content at time 1."""
@@ -79,18 +82,12 @@ class Denoising(Objective):
         template: TokenBatch,
         hidden: Tensor,
         generator: torch.Generator,
-        *,
-        steps: int | None = None,
-        temperature: float = 1.0,
-        end_id: int | None = None,
-        mean: bool = False,
+        sampling: Sampling,
     ) -> TokenBatch:
         """Transport noise to data; known tokens follow their own straight path."""
         from consilience.core.samplers.transport import transport
 
-        return transport(
-            predict, template, hidden, generator, steps=steps or 50, temperature=0.0 if mean else temperature
-        )
+        return transport(predict, template, hidden, generator, sampling)
 
 
 def noisy_view(tokens: TokenBatch, noisy: Tensor, time: Tensor, lost: Tensor, spec: TokenSpec) -> View:

@@ -12,11 +12,35 @@ from torch import Tensor
 from consilience.core.batch import TokenBatch, TokenSpec
 from consilience.core.errors import ConsilienceError
 from consilience.core.objectives.base import Objective, Predictor, predictable, stratified, uniform_like
+from consilience.core.sampling import Sampling
 from consilience.core.view import Targets, View
 
 
+class Hiding(Objective):
+    """What objectives that hide tokens share: the clean view, and unmasking as the way back."""
+
+    def observe(self, tokens: TokenBatch, spec: TokenSpec) -> View:
+        """Nothing hidden, every row sees every row."""
+        return masked_view(tokens, torch.zeros_like(tokens.real), spec)
+
+    def sample(
+        self,
+        predict: Predictor,
+        template: TokenBatch,
+        hidden: Tensor,
+        generator: torch.Generator,
+        sampling: Sampling,
+    ) -> TokenBatch:
+        """Iterative unmasking in random order; a mean is predicted in one step."""
+        from consilience.core.samplers.unmasking import unmask
+
+        return unmask(
+            predict, template, hidden, generator, replace(sampling, steps=1) if sampling.mean else sampling
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
-class Masked(Objective):
+class Masked(Hiding):
     """BERT-style hiding (Devlin et al. 2019, arXiv:1810.04805); a random rate as in R2MAE (arXiv:2509.21650).
 
     Args:
@@ -43,36 +67,6 @@ class Masked(Objective):
             rate = torch.full((tokens.size, 1), self.rate, device=tokens.device)
         hidden = free & (uniform_like(free, generator) < rate)
         return masked_view(tokens, hidden, spec), Targets(tokens=tokens, scored=hidden)
-
-    def observe(self, tokens: TokenBatch, spec: TokenSpec) -> View:
-        """Nothing hidden, every row sees every row."""
-        return masked_view(tokens, torch.zeros_like(tokens.real), spec)
-
-    def sample(
-        self,
-        predict: Predictor,
-        template: TokenBatch,
-        hidden: Tensor,
-        generator: torch.Generator,
-        *,
-        steps: int | None = None,
-        temperature: float = 1.0,
-        end_id: int | None = None,
-        mean: bool = False,
-    ) -> TokenBatch:
-        """Iterative unmasking in random order; a mean is predicted in one step."""
-        from consilience.core.samplers.unmasking import unmask
-
-        return unmask(
-            predict,
-            template,
-            hidden,
-            generator,
-            steps=1 if mean else steps,
-            temperature=temperature,
-            end_id=end_id,
-            mean=mean,
-        )
 
 
 def masked_view(tokens: TokenBatch, hidden: Tensor, spec: TokenSpec) -> View:

@@ -16,20 +16,18 @@ from torch import Tensor
 from consilience.core.batch import TokenBatch, TokenSpec
 from consilience.core.likelihoods import Field, Likelihood
 from consilience.core.objectives.base import (
-    Objective,
-    Predictor,
     predictable,
     stratified,
     sum_fields,
     uniform_like,
     weakened,
 )
-from consilience.core.objectives.masked import masked_view
+from consilience.core.objectives.masked import Hiding, masked_view
 from consilience.core.view import Loss, Scored, Targets, View
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedDiffusion(Objective):
+class MaskedDiffusion(Hiding):
     """Absorbing-state diffusion; the loss is an upper bound of the negative log-likelihood in expectation."""
 
     name = "masked-diffusion"
@@ -47,10 +45,6 @@ class MaskedDiffusion(Objective):
         weight = (n / k.clamp_min(1))[:, None].expand_as(noise)
         return masked_view(tokens, hidden, spec), Targets(tokens=tokens, scored=hidden, weight=weight)
 
-    def observe(self, tokens: TokenBatch, spec: TokenSpec) -> View:
-        """Nothing hidden, every row sees every row."""
-        return masked_view(tokens, torch.zeros_like(tokens.real), spec)
-
     def loss(
         self, likelihoods: Mapping[Field, Likelihood], parameters: Mapping[Field, Tensor], scored: Scored
     ) -> Loss:
@@ -65,30 +59,4 @@ class MaskedDiffusion(Objective):
             nats=nats.detach().double().sum(),
             tokens=tokens,
             kind=weakened(self.kind, likelihoods),
-        )
-
-    def sample(
-        self,
-        predict: Predictor,
-        template: TokenBatch,
-        hidden: Tensor,
-        generator: torch.Generator,
-        *,
-        steps: int | None = None,
-        temperature: float = 1.0,
-        end_id: int | None = None,
-        mean: bool = False,
-    ) -> TokenBatch:
-        """Iterative unmasking in random order; one token a step is exact ancestral sampling."""
-        from consilience.core.samplers.unmasking import unmask
-
-        return unmask(
-            predict,
-            template,
-            hidden,
-            generator,
-            steps=1 if mean else steps,
-            temperature=temperature,
-            end_id=end_id,
-            mean=mean,
         )

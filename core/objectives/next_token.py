@@ -15,6 +15,7 @@ from consilience.core.attention import Pattern
 from consilience.core.batch import TokenBatch, TokenSpec
 from consilience.core.errors import ConsilienceError
 from consilience.core.objectives.base import Objective, Predictor, predictable, uniform_like
+from consilience.core.sampling import Sampling
 from consilience.core.view import Targets, View
 
 Order = Literal["natural", "reversed", "random"]
@@ -39,6 +40,11 @@ class NextToken(Objective):
             raise ConsilienceError(
                 f"next-token: unknown order '{self.order}'; known: natural, reversed, random"
             )
+
+    @property
+    def ends_samples(self) -> bool:
+        """In the natural order, yes."""
+        return self.order == "natural"
 
     def view(self, tokens: TokenBatch, spec: TokenSpec, generator: torch.Generator) -> tuple[View, Targets]:
         """Row i holds token i - 1 and asks for token i; the first row is a start mark."""
@@ -90,30 +96,17 @@ class NextToken(Objective):
         template: TokenBatch,
         hidden: Tensor,
         generator: torch.Generator,
-        *,
-        steps: int | None = None,
-        temperature: float = 1.0,
-        end_id: int | None = None,
-        mean: bool = False,
-        cached: bool = True,
+        sampling: Sampling,
     ) -> TokenBatch:
         """One token after another, with a key-value cache."""
         from consilience.core.samplers.autoregressive import autoregress
         from consilience.core.samplers.content import cut_at_end
 
         order = self.permutation(template, generator)
-        done = autoregress(
-            predict,
-            template.permute(order),
-            torch.gather(hidden, 1, order),
-            generator,
-            temperature=temperature,
-            # In another order the end symbol may come first, and does not say that all is drawn.
-            end_id=end_id if self.order == "natural" else None,
-            mean=mean,
-            cached=cached,
-        )
-        return cut_at_end(done.permute(order.argsort(dim=1)), end_id, template.length)
+        # In another order the end symbol may come first, and does not say that all is drawn.
+        inner = sampling if self.ends_samples else replace(sampling, end_id=None)
+        done = autoregress(predict, template.permute(order), torch.gather(hidden, 1, order), generator, inner)
+        return cut_at_end(done.permute(order.argsort(dim=1)), sampling.end_id, template.length)
 
 
 def shifted_view(tokens: TokenBatch, spec: TokenSpec) -> View:

@@ -7,6 +7,7 @@ from consilience.core.batch import TokenBatch
 from consilience.core.objectives.base import Predictor
 from consilience.core.objectives.next_token import shifted_view
 from consilience.core.samplers.content import cut_at_end, draw
+from consilience.core.sampling import Sampling
 
 
 def autoregress(
@@ -14,11 +15,7 @@ def autoregress(
     tokens: TokenBatch,
     hidden: Tensor,
     generator: torch.Generator,
-    *,
-    temperature: float = 1.0,
-    end_id: int | None = None,
-    mean: bool = False,
-    cached: bool = True,
+    sampling: Sampling,
 ) -> TokenBatch:
     """Fill hidden tokens in row order; visible ones are read, not drawn.
 
@@ -28,16 +25,13 @@ def autoregress(
         predict: the model.
         tokens: ordered tokens; content of hidden rows is ignored.
         hidden: (B, N) bool.
-        generator: all randomness; draws do not depend on `cached`.
-        temperature: below 1 sharpens; 0 takes the mode.
-        end_id: a sample is finished once it draws this symbol.
-        mean: expected content instead of samples.
-        cached: keep keys and values; False recomputes all rows at every step (the slow reference).
+        generator: all randomness; draws do not depend on whether keys and values are cached.
+        sampling: how to draw; a sample is finished once it draws the end symbol.
     """
     fill = hidden & tokens.real & ~tokens.is_given
     finished = torch.zeros(tokens.size, dtype=torch.bool, device=tokens.device)
     # The cache keeps keys and values, not the places that a pairwise bias is made of.
-    cached = cached and not predict.spec.pairwise_bias
+    cached = sampling.cached and not predict.spec.pairwise_bias
     cache = predict.new_cache(tokens.size, tokens.width) if cached else None
     for row in range(tokens.width):
         view = shifted_view(tokens, predict.spec)
@@ -51,9 +45,9 @@ def autoregress(
         where[:, row] = fill[:, row]
         if where.any():
             chosen = {field: out[fill[:, row]] for field, out in parameters.items()}
-            tokens = draw(predict, tokens, chosen, where, generator, temperature=temperature, mean=mean)
-        if end_id is not None and tokens.ids is not None:
-            finished |= (tokens.ids[:, row] == end_id) & ~tokens.is_given[:, row]
+            tokens = draw(predict, tokens, chosen, where, generator, sampling)
+        if sampling.end_id is not None and tokens.ids is not None:
+            finished |= (tokens.ids[:, row] == sampling.end_id) & ~tokens.is_given[:, row]
             if finished.all():
                 break
-    return cut_at_end(tokens, end_id, tokens.length)
+    return cut_at_end(tokens, sampling.end_id, tokens.length)

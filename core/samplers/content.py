@@ -10,6 +10,7 @@ from torch import Tensor
 from consilience.core.batch import TokenBatch
 from consilience.core.likelihoods import Field
 from consilience.core.objectives.base import Predictor
+from consilience.core.sampling import Sampling
 
 
 def draw(
@@ -18,9 +19,7 @@ def draw(
     parameters: Mapping[Field, Tensor],
     where: Tensor,
     generator: torch.Generator,
-    *,
-    temperature: float,
-    mean: bool,
+    sampling: Sampling,
 ) -> TokenBatch:
     """The tokens with the content of the rows `where` drawn anew.
 
@@ -30,18 +29,17 @@ def draw(
         parameters: (S, parameters) of the rows in `where`, in row-major order.
         where: (B, N) bool, S rows.
         generator: all randomness.
-        temperature: see `Likelihood.sample`.
-        mean: expected content instead of samples.
+        sampling: how to draw.
     """
     sample = where.nonzero()[:, 0]
     exposure = None if tokens.exposure is None else tokens.exposure[sample]
     changed: dict[str, Any] = {}
     for field, likelihood in predict.likelihoods.items():
-        if mean:
+        if sampling.mean:
             drawn = likelihood.mean(parameters[field], exposure=exposure)
         else:
             drawn = likelihood.sample(
-                parameters[field], generator, exposure=exposure, temperature=temperature
+                parameters[field], generator, exposure=exposure, temperature=sampling.temperature
             )
         old = getattr(tokens, field)
         assert old is not None, f"the template holds no `{field}` to fill"

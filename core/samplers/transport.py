@@ -12,6 +12,7 @@ from torch import Tensor
 from consilience.core.batch import TokenBatch
 from consilience.core.objectives.base import Predictor, predictable, uniform_like
 from consilience.core.objectives.denoising import noisy_view
+from consilience.core.sampling import Sampling
 
 
 def transport(
@@ -19,9 +20,7 @@ def transport(
     tokens: TokenBatch,
     hidden: Tensor,
     generator: torch.Generator,
-    *,
-    steps: int = 50,
-    temperature: float = 1.0,
+    sampling: Sampling,
 ) -> TokenBatch:
     """Carry noise to data. Visible tokens are held on their own straight path from noise to their value.
 
@@ -30,11 +29,13 @@ def transport(
         tokens: the template; values of hidden rows are ignored.
         hidden: (B, N) bool.
         generator: all randomness.
-        steps: Heun steps, and steps of the erased symbols when there are any.
-        temperature: scale of the initial noise; 0 starts every hidden token at the mean.
+        sampling: how to draw: Heun steps (default 50), also of erased symbols; temperature is the scale of the
+            initial noise, and a mean starts every hidden token at the mean of the noise.
     """
     assert tokens.values is not None
     spec = predict.spec
+    steps = sampling.steps or 50
+    temperature = 0.0 if sampling.mean else sampling.temperature
     free = predictable(tokens)
     hidden = hidden & free
     values = tokens.values

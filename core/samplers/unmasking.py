@@ -7,6 +7,7 @@ from consilience.core.batch import TokenBatch
 from consilience.core.objectives.base import Predictor, uniform_like
 from consilience.core.objectives.masked import masked_view
 from consilience.core.samplers.content import cut_at_end, draw
+from consilience.core.sampling import Sampling
 
 
 def unmask(
@@ -14,11 +15,7 @@ def unmask(
     tokens: TokenBatch,
     hidden: Tensor,
     generator: torch.Generator,
-    *,
-    steps: int | None = None,
-    temperature: float = 1.0,
-    end_id: int | None = None,
-    mean: bool = False,
+    sampling: Sampling,
 ) -> TokenBatch:
     """Fill hidden tokens from all that is visible so far.
 
@@ -30,15 +27,12 @@ def unmask(
         tokens: the template; content of hidden rows is ignored.
         hidden: (B, N) bool.
         generator: all randomness.
-        steps: number of steps; None = one token a step, at most 64.
-        temperature: below 1 sharpens; 0 takes the mode.
-        end_id: samples are cut after the first of this symbol.
-        mean: expected content instead of samples.
+        sampling: how to draw; steps None = one token a step, at most 64.
     """
     hidden = hidden & tokens.real & ~tokens.is_given
     total = hidden.sum(1)
     longest = int(total.max()) if tokens.size else 0
-    steps = max(min(steps or 64, longest), 1)
+    steps = max(min(sampling.steps or 64, longest), 1)
     rank = uniform_like(hidden, generator).masked_fill(~hidden, 2.0).argsort(dim=1).argsort(dim=1)
     for step in range(steps):
         shown = (total * step) // steps
@@ -50,5 +44,5 @@ def unmask(
         parameters = {
             field: out[where] for field, out in predict(masked_view(tokens, still, predict.spec)).items()
         }
-        tokens = draw(predict, tokens, parameters, where, generator, temperature=temperature, mean=mean)
-    return cut_at_end(tokens, end_id, tokens.length)
+        tokens = draw(predict, tokens, parameters, where, generator, sampling)
+    return cut_at_end(tokens, sampling.end_id, tokens.length)

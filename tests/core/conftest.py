@@ -102,7 +102,7 @@ def model_of(
 ) -> FoundationModel:
     """An awake model over tokens of this spec, without a tokenizer."""
     torch.manual_seed(seed)
-    model = FoundationModel(core, {spec.name: SimpleNamespace(spec=spec, log_rates=lambda: None)}, objective)
+    model = FoundationModel(core, {spec.name: SimpleNamespace(spec=spec, log_rates=lambda: None, end_id=None)}, objective)
     awaken(model, seed)
     return model.eval()
 

@@ -111,7 +111,7 @@ def test_training_and_evaluation_compute_the_same_loss(objective, kind, tools):
 def test_heads_of_counts_start_at_the_rate_of_the_token_that_is_asked_for(objective, tools):
     spec, tokens = tools.spec_of("counts"), tools.batch_of("counts")
     rates = np.linspace(-1.0, 3.0, spec.addresses)
-    tokenizer = SimpleNamespace(spec=spec, log_rates=lambda: rates)
+    tokenizer = SimpleNamespace(spec=spec, log_rates=lambda: rates, end_id=None)
     model = FoundationModel(tools.tiny, {"counts": tokenizer}, objective)
     view, targets = objective.view(tokens, spec, tools.seeded())
     with torch.no_grad():

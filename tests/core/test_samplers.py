@@ -18,6 +18,7 @@ from consilience.core.objectives.next_token import shifted_view
 from consilience.core.oracle import Oracle
 from consilience.core.samplers.autoregressive import autoregress
 from consilience.core.samplers.content import cut_at_end
+from consilience.core.sampling import Sampling
 from consilience.core.synthetic import GaussianAR1, MarkovChain, Source
 from consilience.core.synthetic_tokenizer import SyntheticTokenizer
 
@@ -38,7 +39,9 @@ def oracle_samples(objective, source: Source, n: int, hidden: Tensor | None = No
     hidden = template.real if hidden is None else hidden
     cached = {"cached": False} if objective.name == "next-token" else {}
     generator = torch.Generator().manual_seed(1)
-    return objective.sample(Oracle(source, objective), template, hidden, generator, **cached, **options)
+    return objective.sample(
+        Oracle(source, objective), template, hidden, generator, Sampling(**cached, **options)
+    )
 
 
 def transition_counts(ids: Tensor, symbols: int) -> Tensor:
@@ -96,7 +99,7 @@ def test_infilling_draws_from_the_conditional(objective):
     hidden[:, [0, 1]] = False
     cached = {"cached": False} if objective.name == "next-token" else {}
     oracle = Oracle(CHAIN, objective)
-    filled = objective.sample(oracle, template, hidden, torch.Generator().manual_seed(2), **cached)
+    filled = objective.sample(oracle, template, hidden, torch.Generator().manual_seed(2), Sampling(**cached))
     assert torch.equal(filled.ids[~hidden], template.ids[~hidden])
     exact = CHAIN.parameters(template, ~hidden)["ids"][0].exp()
     for place in (2, 3, 5):
@@ -111,7 +114,9 @@ def test_transport_infilling_keeps_the_visible_and_leans_on_them():
     template.values[2000:, [1, 3]] = 3.0 - 2.0 * 1.5
     hidden = torch.ones_like(template.real)
     hidden[:, [1, 3]] = False
-    filled = Denoising().sample(Oracle(AR1, Denoising()), template, hidden, torch.Generator().manual_seed(2))
+    filled = Denoising().sample(
+        Oracle(AR1, Denoising()), template, hidden, torch.Generator().manual_seed(2), Sampling()
+    )
     assert torch.equal(filled.values[~hidden], template.values[~hidden])
     z = (filled.values[:, 2, 0] - 3) / 2
     assert float(z[:2000].mean()) > 0.8
@@ -126,9 +131,13 @@ def test_mean_fills_with_the_expectation():
     exact = 3 + 2 * AR1.parameters(template, ~hidden)["values"][..., 0]
     for objective in UNMASKING:
         oracle = Oracle(AR1, objective)
-        filled = objective.sample(oracle, template, hidden, torch.Generator().manual_seed(0), mean=True)
+        filled = objective.sample(
+            oracle, template, hidden, torch.Generator().manual_seed(0), Sampling(mean=True)
+        )
         assert torch.allclose(filled.values[..., 0][hidden].double(), exact[hidden], atol=1e-5)
-        again = objective.sample(oracle, template, hidden, torch.Generator().manual_seed(9), mean=True)
+        again = objective.sample(
+            oracle, template, hidden, torch.Generator().manual_seed(9), Sampling(mean=True)
+        )
         assert torch.equal(filled.values, again.values), "a mean is not random"
     exact = CHAIN.parameters(blank(CHAIN, 2), torch.zeros(2, 6, dtype=torch.bool))["ids"].argmax(-1)
     found = oracle_samples(Masked(), CHAIN, 2, mean=True)
@@ -159,7 +168,9 @@ def test_unmasking_fills_everything_in_any_number_of_steps(steps):
     hidden = template.real.clone()
     objective = MaskedDiffusion()
     oracle = Counting(AR1, objective)
-    filled = objective.sample(oracle, template, hidden, torch.Generator().manual_seed(0), steps=steps)
+    filled = objective.sample(
+        oracle, template, hidden, torch.Generator().manual_seed(0), Sampling(steps=steps)
+    )
     assert Counting.calls == min(steps, 6)
     assert (filled.values[template.real] != 0).all()
     assert not filled.values[~template.real].any()
@@ -234,7 +245,7 @@ def test_cached_generation_equals_uncached(objective, kind, tools):
                     own = view.tokens.real[:, row]
                     assert torch.allclose(parameters[own, 0], whole[field][own, row], atol=1e-5)
         drawn = [
-            objective.sample(predict, tokens, hidden, tools.seeded(1), cached=cached)
+            objective.sample(predict, tokens, hidden, tools.seeded(1), Sampling(cached=cached))
             for cached in (True, False)
         ]
     for name in ("ids", "values"):
@@ -263,7 +274,7 @@ def test_the_end_symbol_cuts_a_sample_and_blanks_the_rest(objective):
     template = replace(blank(chain, 3), length=torch.tensor([6, 5, 2]))
     cached = {"cached": False} if objective.name == "next-token" else {}
     found = objective.sample(
-        scripted, template, template.real, torch.Generator().manual_seed(0), end_id=3, **cached
+        scripted, template, template.real, torch.Generator().manual_seed(0), Sampling(end_id=3, **cached)
     )
     assert found.length.tolist() == [4, 4, 2]
     assert found.ids.tolist() == [[0, 1, 2, 3, 0, 0], [0, 1, 2, 3, 0, 0], [0, 1, 0, 0, 0, 0]]
@@ -287,7 +298,9 @@ def test_autoregression_stops_once_all_samples_have_ended():
     chain = MarkovChain(transition=((1 / 6,) * 6,) * 6)
     template = blank(chain, 3)
     scripted = Counting(chain.spec, NextToken().likelihoods(chain.spec))
-    autoregress(scripted, template, template.real, torch.Generator().manual_seed(0), end_id=1, cached=False)
+    autoregress(
+        scripted, template, template.real, torch.Generator().manual_seed(0), Sampling(end_id=1, cached=False)
+    )
     assert Counting.calls == 2
 
 

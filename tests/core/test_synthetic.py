@@ -174,7 +174,7 @@ def test_tokenizer_round_trip(source):
     assert tokens.length.tolist() == [source.length, 2, *[source.length] * 3]
     assert all(np.array_equal(a, b) for a, b in zip(again.decode(tokens), records))
     assert len(again.describe(records[1]).splitlines()) == 3
-    assert again.template(3, generator=torch.Generator(), objective="masked").validate(again.spec).size == 3
+    assert again.template(3, generator=torch.Generator()).validate(again.spec).size == 3
 
 
 def test_bad_records_and_options_are_named():

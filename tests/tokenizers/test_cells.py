@@ -91,8 +91,8 @@ def test_state_is_json_and_complete(view: str) -> None:
     assert_same(again.encode(table), tokenizer.encode(table))
     seeds = [torch.Generator().manual_seed(3) for _ in range(2)]
     assert_same(
-        again.template(4, generator=seeds[0], objective="masked"),
-        tokenizer.template(4, generator=seeds[1], objective="masked"),
+        again.template(4, generator=seeds[0]),
+        tokenizer.template(4, generator=seeds[1]),
     )
 
 
@@ -302,7 +302,7 @@ def test_fit_knows_only_the_given_cells() -> None:
 def test_template_holds_the_most_expressed_genes_and_training_depths() -> None:
     table = make_table()
     tokenizer = CellTokenizer.fit(table, max_genes=30, order="vocabulary")
-    template = tokenizer.template(64, generator=torch.Generator().manual_seed(0), objective="next-token")
+    template = tokenizer.template(64, generator=torch.Generator().manual_seed(0), open_end=True)
     assert template.address is not None and template.exposure is not None and template.values is not None
     best = set(np.argsort(-tokenizer.statistics.mean)[:30])
     assert template.address[0, 0] == 0
@@ -339,7 +339,7 @@ def test_ranks_come_back_roughly_as_cells() -> None:
     assert doubled.ids is not None
     doubled.ids[0, 1] = doubled.ids[0, 0]
     assert tokenizer.decode(doubled).counts.nnz == int(tokens.length[0]) - 1
-    template = tokenizer.template(9, generator=torch.Generator().manual_seed(0), objective="masked")
+    template = tokenizer.template(9, generator=torch.Generator().manual_seed(0))
     assert template.positions is not None and template.address is not None
     assert torch.equal(template.positions[..., 0].long(), template.address)
 

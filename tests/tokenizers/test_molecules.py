@@ -247,23 +247,21 @@ def test_selfies_names_what_it_cannot_write() -> None:
 
 
 def test_template_for_objectives_that_end_themselves(tokenizer: MoleculeTokenizer) -> None:
-    tokens = tokenizer.template(3, generator=torch.Generator().manual_seed(0), objective="next-token")
+    tokens = tokenizer.template(3, generator=torch.Generator().manual_seed(0), open_end=True)
     longest = len(tokenizer.length_counts) - 1
     assert tokens.length.tolist() == [longest + MARGIN] * 3
     assert tokens.given[:, 0].all() and not tokens.given[:, 1:].any()
     limited = MoleculeTokenizer.fit(MOLECULES, max_length=longest)
-    tokens = limited.template(2, generator=torch.Generator(), objective="next-token")
+    tokens = limited.template(2, generator=torch.Generator(), open_end=True)
     assert int(tokens.length.max()) <= longest
 
 
 def test_template_lengths_come_from_training() -> None:
     tokenizer = MoleculeTokenizer.fit(["C"] * 30 + ["CCCCC"] * 10)
-    tokens = tokenizer.template(
-        4000, generator=torch.Generator().manual_seed(0), objective="masked-diffusion"
-    )
+    tokens = tokenizer.template(4000, generator=torch.Generator().manual_seed(0))
     assert set(tokens.length.tolist()) == {3, 7}
     assert abs(float((tokens.length == 3).float().mean()) - 0.75) < 0.03
-    assert tokenizer.template(0, generator=torch.Generator(), objective="masked").size == 0
+    assert tokenizer.template(0, generator=torch.Generator()).size == 0
 
 
 def test_decode_stops_at_the_first_end(tokenizer: MoleculeTokenizer) -> None:

@@ -193,10 +193,7 @@ def test_state_goes_through_json():
         again = PointTokenizer.from_state(json.loads(json.dumps(tokenizer.state())))
         assert again.spec == tokenizer.spec and again.state() == tokenizer.state()
         assert equal(again.encode(clouds), tokenizer.encode(clouds))
-        draws = [
-            t.template(5, generator=torch.Generator().manual_seed(0), objective="masked")
-            for t in (again, tokenizer)
-        ]
+        draws = [t.template(5, generator=torch.Generator().manual_seed(0)) for t in (again, tokenizer)]
         assert equal(*draws)
 
 
@@ -233,13 +230,13 @@ def test_scale_and_types_come_from_the_training_clouds_alone():
 def test_template_draws_compositions_of_training_clouds():
     clouds = molecules(30)
     tokenizer = PointTokenizer.fit(clouds)
-    template = tokenizer.template(50, generator=torch.Generator().manual_seed(0), objective="denoising")
+    template = tokenizer.template(50, generator=torch.Generator().manual_seed(0))
     known = {tuple(sorted(cloud.types)) for cloud in clouds}
     drawn = {tuple(sorted(cloud.types)) for cloud in tokenizer.decode(template)}
     assert drawn <= known and len(drawn) > 5
     assert (template.values == 0).all()
     patches = PointTokenizer.fit(shapes(6, 40), tokens="patches", n_patches=5, patch_size=8)
-    places = patches.template(9, generator=torch.Generator().manual_seed(0), objective="masked").positions
+    places = patches.template(9, generator=torch.Generator().manual_seed(0)).positions
     real = patches.encode(shapes(6, 40)).positions
     assert all((torch.cdist(place, r).min(1).values.max() < 1e-3 for r in real) for place in places)
     assert {round(float(p.sum()), 2) for p in places} <= {round(float(r.sum()), 2) for r in real}

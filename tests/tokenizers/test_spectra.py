@@ -290,17 +290,14 @@ def test_state_survives_json(table, tokenizer):
     again = SpectrumTokenizer.from_state(json.loads(json.dumps(tokenizer.state())))
     assert again.spec == tokenizer.spec and again.state() == tokenizer.state()
     assert same(again.encode(table), tokenizer.encode(table))
-    templates = [
-        t.template(5, generator=torch.Generator().manual_seed(0), objective="masked")
-        for t in (again, tokenizer)
-    ]
+    templates = [t.template(5, generator=torch.Generator().manual_seed(0)) for t in (again, tokenizer)]
     assert same(*templates)
 
 
 def test_template_draws_training_grids_as_often_as_they_occurred():
     long, short = make_table(30, 100), make_table(10, 40)
     tokenizer = SpectrumTokenizer.fit([*long, *short], patch_size=16)
-    template = tokenizer.template(400, generator=torch.Generator().manual_seed(0), objective="denoising")
+    template = tokenizer.template(400, generator=torch.Generator().manual_seed(0))
     template.validate(tokenizer.spec)
     counts = torch.bincount(template.length)
     assert int(counts[8] + counts[4]) == 400 and 0.68 < counts[8] / 400 < 0.82

@@ -234,7 +234,7 @@ def run(options: "Namespace") -> None:
         )
     for name, values in outcome.history.validation.items():
         kind = weakened(done.model.objective.kind, done.model.predictor(name).likelihoods)
-        say(f"{name}: held-out {loss_in_words(values[-1][1], kind)}")
+        say(f"{name}: validation: {loss_in_words(values[-1][1], kind)}")
     say(
         f"{folder}: {outcome.steps} steps, {outcome.tokens:,} tokens in {outcome.seconds:.0f} s; "
         f"next: consilience evaluate {folder}"
