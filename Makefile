@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/consilience study --preset quick --out runs/demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

@@ -46,9 +46,10 @@ class PreTraining(pl.LightningModule):
     def training_step(self, batch: tuple[str, TokenBatch], batch_idx: int) -> Tensor:
         """One step on one science's batch; the corruption is drawn from (seed, step)."""
         name, tokens = batch
-        loss = self.model.loss({name: tokens}, step_generator(self.config.seed, self.global_step, stream=1))[
-            name
-        ]
+        generator = step_generator(self.config.seed, self.global_step, stream=1)
+        if self.model.core_config.dropout:  # dropout draws from the global generator
+            torch.manual_seed(generator.initial_seed())
+        loss = self.model.loss({name: tokens}, generator)[name]
         if not torch.isfinite(loss.value.detach()):
             raise ConsilienceError(
                 f"the loss became {loss.value.item()} at step {self.global_step} on {name}: "

@@ -57,6 +57,8 @@ class Domain(ABC):
     name: ClassVar[str]
     tokenizer: ClassVar[type[Tokenizer[Any]]]
     suffixes: ClassVar[tuple[str, ...]] = ()
+    text_records: ClassVar[bool] = False
+    """Whether a record can be typed on the command line (a SMILES)."""
     quick: ClassVar[QuickPreset] = QuickPreset(objectives=("next-token", "masked"))
 
     @abstractmethod

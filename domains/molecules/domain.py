@@ -25,6 +25,7 @@ class MoleculesDomain(Domain):
     tokenizer: ClassVar[type[Tokenizer[Any]]] = MoleculeTokenizer
     suffixes: ClassVar[tuple[str, ...]] = readers.SUFFIXES
     # 96 tokens hold 99.5% of the bundled molecules; the longest has 240 characters.
+    text_records: ClassVar[bool] = True
     quick: ClassVar[QuickPreset] = QuickPreset(
         objectives=("next-token", "masked", "masked-diffusion"),
         tokenizer={"max_length": 96},

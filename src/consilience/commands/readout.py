@@ -12,11 +12,9 @@ from consilience.commands.choices import check_names
 from consilience.commands.embed import embed_in_chunks
 from consilience.core.errors import ConsilienceError
 from consilience.core.model import FoundationModel
-from consilience.core.records import take_records
-from consilience.core.view import Loss
 from consilience.domains.base import Task
 from consilience.domains.preparation import Prepared
-from consilience.study.readout import score_features, score_trivial
+from consilience.study.readout import held_out_loss, score_features, score_trivial
 from consilience.study.results import Score
 
 logger = logging.getLogger(__name__)
@@ -72,7 +70,7 @@ def read_out(
     science, collection = prepared.domain, prepared.collection
     tasks = _tasks(prepared, wanted)
     held = prepared.split.test[:loss_records]
-    loss = _held_out_loss(model, prepared, held)
+    loss = held_out_loss(model, prepared, held)
 
     def features(network: FoundationModel) -> np.ndarray:
         """(n, D) embeddings of all records."""
@@ -138,18 +136,3 @@ def _untrained(model: FoundationModel) -> FoundationModel:
         torch.manual_seed(0)
         fresh = FoundationModel(model.core_config, model.tokenizers, model.objective)
     return fresh.to(model.device).eval()
-
-
-def _held_out_loss(model: FoundationModel, prepared: Prepared, index: np.ndarray) -> Loss:
-    """The loss of the strongest kind that the objective can claim, averaged over four draws."""
-    if not len(index):
-        raise ConsilienceError(f"{prepared.collection.source}: no record is held out; give more records")
-    parts = []
-    for first in range(0, len(index), 64):
-        records = take_records(prepared.collection.records, index[first : first + 64])
-        tokens = prepared.tokenizer.encode(records)
-        parts.append(model.evaluate(tokens, domain=prepared.domain.name, seed=first, draws=4))
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total

@@ -72,7 +72,7 @@ def tokens(
 
 def _is_text(science: "Domain", record: str | Path) -> bool:
     """Whether an argument is the record itself: a string of a science whose records are strings, and no file."""
-    written = getattr(science, "text_records", ".smi" in science.suffixes)
+    written = science.text_records
     return written and not Path(record).exists() and not str(record).lower().endswith(science.suffixes)
 
 

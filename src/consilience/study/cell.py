@@ -11,12 +11,10 @@ import torch
 from consilience.core.model import FoundationModel
 from consilience.core.objectives import Objective
 from consilience.core.objectives.base import weakened
-from consilience.core.records import take_records
-from consilience.core.view import Loss
 from consilience.domains.preparation import Prepared
 from consilience.domains.pretraining import pretrain
 from consilience.study.presets import StudyPreset
-from consilience.study.readout import score_features, score_trivial
+from consilience.study.readout import held_out_loss, score_features, score_trivial
 from consilience.study.results import Result
 
 
@@ -44,7 +42,8 @@ def run_cell(
     run.model.save(folder)
     begin = time.perf_counter()
     scores = score_features(prepared, embed_all(run.model, prepared))
-    loss = held_out_loss(run.model, prepared, preset)
+    held_out = prepared.split.test[: preset.evaluation_records]
+    loss = held_out_loss(run.model, prepared, held_out, draws=preset.evaluation_draws)
     return Result(
         key=key,
         domain=name,
@@ -110,15 +109,6 @@ def run_trivial(prepared: Prepared, key: str) -> Result:
 def embed_all(model: FoundationModel, prepared: Prepared) -> np.ndarray:
     """(n, D) embeddings of all records of the collection."""
     return model.embed(prepared.collection.records, ids=prepared.collection.ids).vectors
-
-
-def held_out_loss(model: FoundationModel, prepared: Prepared, preset: StudyPreset) -> Loss:
-    """The loss on held-out records, of the strongest kind that the objective can claim."""
-    index = prepared.split.test[: preset.evaluation_records]
-    # Tokenized as in training (a cell with its matched zeros), with one fixed seed for every row of the table.
-    generator = torch.Generator().manual_seed(0)
-    tokens = prepared.tokenizer.encode(take_records(prepared.collection.records, index), generator=generator)
-    return model.evaluate(tokens, draws=preset.evaluation_draws)
 
 
 def count(module: torch.nn.Module) -> int:

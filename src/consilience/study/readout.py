@@ -3,7 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
+from consilience.core.errors import ConsilienceError
+from consilience.core.model import FoundationModel
+from consilience.core.records import take_records
+from consilience.core.view import Loss
 from consilience.domains.base import Task
 from consilience.domains.preparation import Prepared
 from consilience.domains.probes import HEADLINE, ProbeResult, bootstrap_interval, probe, trivial
@@ -58,3 +63,21 @@ def _score(prepared: Prepared, task: Task, result: ProbeResult, neighbours: Prob
         metrics={name: float(value) for name, value in result.metrics.items()},
         knn=None if neighbours is None else float(neighbours.metrics[metric]),
     )
+
+
+def held_out_loss(model: FoundationModel, prepared: Prepared, index: np.ndarray, *, draws: int = 4) -> Loss:
+    """The loss on these held-out records, of the strongest kind that the objective can claim.
+
+    Records are tokenized as in training (a cell with its matched zeros), with fixed seeds, so that every
+    objective is scored on the same tokens.
+    """
+    if not len(index):
+        raise ConsilienceError(f"{prepared.collection.source}: no record is held out; give more records")
+    total: Loss | None = None
+    for first in range(0, len(index), 64):
+        records = take_records(prepared.collection.records, index[first : first + 64])
+        tokens = prepared.tokenizer.encode(records, generator=torch.Generator().manual_seed(first))
+        part = model.evaluate(tokens, domain=prepared.domain.name, seed=first, draws=draws)
+        total = part if total is None else total + part
+    assert total is not None
+    return total
