@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -103,15 +104,22 @@ def cell_text(mean: float, spread: float) -> str:
 def print_table(results: Sequence[Result], console: Console | None = None) -> None:
     """The score table in the terminal."""
     table = score_table(results)
-    shown = Table(title="Frozen embeddings, linear probe, held-out groups (mean ± sd over seeds)")
-    shown.add_column("")
+    shown = Table(
+        title="Frozen embeddings, linear probe, held-out groups (mean ± sd over seeds)",
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+    )
+    shown.add_column("", no_wrap=True)
     columns = columns_of(table)
     for domain, task, metric in columns:
-        shown.add_column(f"{domain}\n{task}\n{METRIC_NAME.get(metric, metric)}", justify="right")
+        shown.add_column(
+            f"{domain}\n{task}\n{METRIC_NAME.get(metric, metric)}", justify="right", min_width=11
+        )
     for row in rows_of(table):
         cells = [_lookup(table, row, column) for column in columns]
         shown.add_row(row, *cells, end_section=row == ROLE_NAME["random-init"])
-    (console or Console()).print(shown)
+    console = console or Console()
+    console.print(shown, width=max(console.width, 110), crop=False, no_wrap=True)
 
 
 METRIC_NAME = {"macro_f1": "macro F1", "r2": "R²", "accuracy": "accuracy", "mae": "mean abs. error"}
@@ -119,4 +127,6 @@ METRIC_NAME = {"macro_f1": "macro F1", "r2": "R²", "accuracy": "accuracy", "mae
 
 def _lookup(table: pd.DataFrame, row: str, column: tuple[str, str, str]) -> str:
     found = table[(table["row"] == row) & (table["domain"] == column[0]) & (table["task"] == column[1])]
-    return "–" if found.empty else cell_text(found["mean"].iloc[0], found["spread"].iloc[0])
+    return (
+        "–" if found.empty else cell_text(found["mean"].iloc[0], found["spread"].iloc[0]).replace(" ± ", "±")
+    )
