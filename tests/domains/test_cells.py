@@ -359,9 +359,11 @@ def test_embedding_of_other_sources(tmp_path: Path) -> None:
     assert np.isnan(back.obsm["X_consilience"][0]).all() and back.obs["consilience_failure"].iloc[0] != ""
     DOMAIN.write_embedding(collection, embedding, tmp_path / "b.parquet")
     frame = pd.read_parquet(tmp_path / "b.parquet")
-    assert frame.columns.tolist() == ["id", "embedding_0", "embedding_1", "embedding_2"]
+    numbers = ["embedding_0", "embedding_1", "embedding_2"]
+    assert frame.columns.tolist() == ["id", *collection.labels, *numbers]
     assert frame["id"].tolist() == collection.ids[1:].tolist()
-    np.testing.assert_array_equal(frame.iloc[:, 1:].to_numpy(), embedding.vectors)
+    assert frame["cell_type"].tolist() == collection.labels["cell_type"][1:].tolist()
+    np.testing.assert_array_equal(frame[numbers].to_numpy(), embedding.vectors)
 
 
 def test_generated_cells_can_be_read_again(tmp_path: Path) -> None:

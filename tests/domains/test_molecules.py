@@ -284,7 +284,9 @@ def test_written_embedding_has_ids_and_molecules(tmp_path: Path, bundled: Collec
     path = tmp_path / "e.parquet"
     DOMAIN.write_embedding(some, embedding, path)
     frame = pd.read_parquet(path)
-    assert frame.columns.tolist() == ["id", "smiles", "embedding_0", "embedding_1", "embedding_2"]
+    numbers = ["embedding_0", "embedding_1", "embedding_2"]
+    assert frame.columns.tolist() == ["id", "smiles", *some.labels, *numbers]
+    assert frame["logP"].tolist() == some.labels["logP"][[0, 2]].tolist()
     assert frame["smiles"].tolist() == [some.records[0], some.records[2]]
     assert frame["id"].tolist() == some.ids[[0, 2]].tolist()
     assert frame["embedding_1"].dtype == np.float32 and frame["embedding_1"].tolist() == [1.0, 4.0]
