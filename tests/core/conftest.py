@@ -102,7 +102,8 @@ def model_of(
 ) -> FoundationModel:
     """An awake model over tokens of this spec, without a tokenizer."""
     torch.manual_seed(seed)
-    model = FoundationModel(core, {spec.name: SimpleNamespace(spec=spec, log_rates=lambda: None, end_id=None)}, objective)
+    tokenizer = SimpleNamespace(spec=spec, log_rates=lambda: None, end_id=None)
+    model = FoundationModel(core, {spec.name: tokenizer}, objective)
     awaken(model, seed)
     return model.eval()
 
