@@ -78,6 +78,16 @@ def peak_memory_mib() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 1024
 
 
+def peak_worker_memory_mib() -> float:
+    """Largest resident memory that a finished child process reached; 0 without children, NaN where unknown."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
+
+
 def peak_device_memory_mib() -> float:
     """Largest memory torch has held on the current CUDA device so far, in MiB; 0 without one."""
     import torch

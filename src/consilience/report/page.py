@@ -12,7 +12,13 @@ from matplotlib.figure import Figure
 
 from consilience.core.errors import ConsilienceError
 from consilience.core.model import FoundationModel
-from consilience.environment import device_name, peak_memory_mib, usable_cpus, versions
+from consilience.environment import (
+    device_name,
+    peak_memory_mib,
+    peak_worker_memory_mib,
+    usable_cpus,
+    versions,
+)
 from consilience.report.curves import loss_curves
 from consilience.report.style import STYLE
 from consilience.report.tables import METRIC_NAME, cell_text, columns_of, loss_table, rows_of, score_table
@@ -194,5 +200,6 @@ def _what_was_run(study: "Study") -> str:
         f"<tbody>{data}</tbody></table>"
         f"<p class='caption'>Settings: {escape(str(study.preset.core))}; {escape(str(study.preset.training))}; seeds "
         f"0 to {study.preset.seeds - 1}.<br>This sitting: {study.seconds:.0f} s on {escape(device_name())}, "
-        f"{usable_cpus()} CPU cores, peak memory {peak_memory_mib():,.0f} MiB.<br>{escape(found)}</p>"
+        f"{usable_cpus()} CPU cores; peak memory {peak_memory_mib():,.0f} MiB, of the largest worker process "
+        f"{peak_worker_memory_mib():,.0f} MiB.<br>{escape(found)}</p>"
     )
