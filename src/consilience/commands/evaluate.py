@@ -31,7 +31,7 @@ def evaluate(
     domain: str | None = None,
     tasks: Sequence[str] | None = None,
     limit: int | None = None,
-    loss_records: int = 256,
+    loss_records: int = 128,
     read_options: Mapping[str, Any] | None = None,
     device: str = "auto",
     progress: bool = False,

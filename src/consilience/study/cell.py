@@ -107,7 +107,8 @@ def run_trivial(prepared: Prepared, key: str) -> Result:
 
 
 def embed_all(model: FoundationModel, prepared: Prepared) -> np.ndarray:
-    """(n, D) embeddings of all records of the collection."""
+    """(n, D) embeddings of all records of the collection; on the GPU when there is one."""
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     return model.embed(prepared.collection.records, ids=prepared.collection.ids).vectors
 
 
