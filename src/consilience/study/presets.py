@@ -41,7 +41,7 @@ QUICK = StudyPreset(
     name="quick",
     core=CoreConfig(width=96, depth=4, heads=4),
     training=TrainingConfig(
-        steps=150, tokens_per_batch=1536, learning_rate=4e-3, optimizer="muon", validations=8, save_every=0
+        steps=120, tokens_per_batch=1536, learning_rate=4e-3, optimizer="muon", validations=8, save_every=0
     ),
     note=(
         "a first look: a small core and a few hundred thousand tokens per run, sized for ten minutes on two CPU "
