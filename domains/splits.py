@@ -37,6 +37,10 @@ class Split:
         return {part.name: getattr(self, part.name) for part in fields(self)}
 
 
+TRAIN = 0
+"""Place of the training part among train, validation and test."""
+
+
 def _draw(group: str, seed: int) -> bytes:
     """Place of a group in the random order of this seed: 16 bytes of BLAKE2b."""
     return hashlib.blake2b(f"{seed}\0{group}".encode(), digest_size=16).digest()
@@ -62,6 +66,9 @@ def grouped_split(
     Groups are taken in a random order (a hash of seed and name); each goes to the part that lacks most
     records, so none exceeds its share by a whole group. No part with a positive fraction stays empty.
 
+    A group larger than half of the smallest held-out share goes to training while there is room: a test part
+    that is nearly all one group (benzene among scaffolds) would measure that group, not the data.
+
     Args:
         groups: (n,) the group of every record (`Collection.group_of`), compared as strings.
         fractions: of the records, for train, validation and test; a 0 leaves that part empty.
@@ -84,9 +91,13 @@ def grouped_split(
     lacking = (shares * len(group_of)).tolist()
     empty = set(wanted)
     part_of = np.empty(len(names), dtype=np.int64)
-    for place, group in enumerate(sorted(range(len(names)), key=keys.__getitem__)):
+    held_out = [lacking[part] for part in wanted if part != TRAIN]
+    large = sizes > max(1.0, min(held_out, default=np.inf) / 2)
+    for place, group in enumerate(sorted(range(len(names)), key=lambda g: (not large[g], keys[g]))):
         must_fill = len(names) - place <= len(empty)
         part = max(sorted(empty) if must_fill else wanted, key=lacking.__getitem__)
+        if large[group] and not must_fill and lacking[TRAIN] > 0:
+            part = TRAIN
         part_of[group] = part
         lacking[part] -= int(sizes[group])
         empty.discard(part)

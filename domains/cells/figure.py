@@ -123,11 +123,14 @@ def _types(cells: Collection) -> np.ndarray:
 def _umap(vectors: np.ndarray) -> np.ndarray:
     """(n, 2) UMAP (McInnes et al. 2018, arXiv:1802.03426) through scanpy, from a fixed seed."""
     import scanpy
+    import torch
     from anndata import AnnData
 
+    threads = torch.get_num_threads()
     adata = AnnData(np.ascontiguousarray(vectors, dtype=np.float32))
     scanpy.pp.neighbors(adata, n_neighbors=min(15, len(vectors) - 1), use_rep="X", random_state=0)
     scanpy.tl.umap(adata, random_state=0)
+    torch.set_num_threads(threads)  # UMAP's compiler changes it for the whole process
     return np.asarray(adata.obsm["X_umap"])
 
 

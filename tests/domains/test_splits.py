@@ -48,6 +48,15 @@ def test_no_part_exceeds_its_share_by_a_whole_group(sizes: list[int], seed: int)
         assert len(part) > fraction * len(groups) - 2 * max(sizes)
 
 
+def test_a_dominant_group_is_trained_on_and_not_tested_on() -> None:
+    """Scaffolds of a real set: one in five molecules is a benzene."""
+    groups = ["benzene"] * 200 + ["pyridine"] * 80 + [f"scaffold {i}" for i in range(720)]
+    for seed in range(20):
+        split = grouped_split(groups, seed=seed)
+        assert set(range(280)) <= set(split.train.tolist())
+        assert abs(len(split.test) - 200) <= 1 and abs(len(split.validation) - 100) <= 1
+
+
 def test_single_records_are_cut_exactly() -> None:
     split = grouped_split([f"galaxy {i}" for i in range(1000)], seed=4)
     assert [len(part) for part in split.parts().values()] == [700, 100, 200]
