@@ -67,6 +67,8 @@ class Denoising(Objective):
     ) -> Loss:
         """The exact negative log-likelihood through the ODE for purely continuous, exactly known content.
 
+        Beyond EXACT_DIMENSIONS the divergence is estimated by random probes: unbiased, with noise.
+
         Counts, weighted or constrained values and mixed content have no density under this flow: they get the
         surrogate.
         """
