@@ -77,7 +77,8 @@ def test_a_step_gives_the_same_batch_whenever_it_is_asked() -> None:
 
 
 def test_shares_of_the_steps_follow_the_weights() -> None:
-    turns = [feed(steps=4000).indices(step)[0] for step in range(4000)]
+    source = feed(steps=4000)
+    turns = [source.indices(step)[0] for step in range(4000)]
     assert turns.count("a") / 4000 == pytest.approx(0.75, abs=0.03)
 
 
