@@ -130,8 +130,9 @@ def _loss_section(losses: pd.DataFrame) -> str:
         "<h2>Held-out loss</h2><table><thead><tr><th></th><th>objective</th><th>loss per token</th><th>kind</th>"
         f"<th>tokens trained on</th><th>seconds</th><th>parameters</th></tr></thead>"
         f"<tbody>{''.join(body)}</tbody></table>"
-        "<p class='caption'>Exact and bound are negative log-likelihoods in nats per token and may be compared within "
-        "a science. A surrogate (grey) may not be compared with anything but itself.</p>"
+        "<p class='caption'>Exact and bound are negative log-likelihoods in nats per token, given the addresses. "
+        "Masked diffusion is also given the number of tokens, which next-token over strings has to predict. "
+        "Compare them within a science. A surrogate (grey) may not be compared with anything but itself.</p>"
     )
 
 
