@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint env clean
+.PHONY: demo test lint env bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/consilience study --preset quick --out runs/demo
@@ -35,6 +35,16 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-lint: $(VENV)/.installed
 	$(PIP_INSTALL) -e ".[lint]"
+	touch $@
+
+# Every benchmark, one table each in benchmarks/results/; hours on two cores, run it on an idle machine.
+bench: $(VENV)/.installed-bench
+	for script in $$(cd benchmarks && ls [a-z]*.py | grep -v -e harness.py -e gpu.py); do \
+	    $(BIN)/python benchmarks/$$script || exit 1; done
+
+$(VENV)/.installed-bench: $(VENV)/.installed-test
+	$(PIP_INSTALL) -e ".[bench,ray]"
+	$(PIP_INSTALL) --no-deps scgpt==0.2.4
 	touch $@
 
 clean:
