@@ -10,6 +10,8 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
+from consilience.core.distributed import world
+
 logger = logging.getLogger(__name__)
 
 
@@ -17,12 +19,14 @@ class WholeSteps(Callback):
     """Stops the run between two steps at the first Ctrl-C, and at once at the second.
 
     `whole` is False while an optimiser step is under way: weights are then partly old and partly new, and a
-    checkpoint of them would not be a point of any run.
+    checkpoint of them would not be a point of any run. Several processes tell one another within the next step
+    (`PreTraining.training_step`), so that all stop after the same one: `agreed`.
     """
 
     def __init__(self) -> None:
         self.whole = True
         self.asked = False
+        self.agreed = False
 
     @contextmanager
     def on_interrupt(self) -> Iterator[None]:
@@ -44,7 +48,7 @@ class WholeSteps(Callback):
         logger.info("stopping after this step (Ctrl-C again stops at once)")
 
     def _stop_when_asked(self) -> None:
-        if self.asked:
+        if self.asked and (self.agreed or world() == 1):
             raise KeyboardInterrupt
 
     def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:

@@ -135,12 +135,24 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         assert isinstance(port, Port)
         return port
 
-    def loss(self, batches: Mapping[str, TokenBatch], generator: torch.Generator) -> dict[str, Loss]:
-        """The training loss of each modality of one batch of samples."""
+    def loss(
+        self, batches: Mapping[str, TokenBatch], generator: torch.Generator, *, samples: Tensor | None = None
+    ) -> dict[str, Loss]:
+        """The training loss of each modality of one batch of samples.
+
+        Args:
+            batches: modality -> tokens; sample i of each is the same object.
+            generator: of the corruption, which is drawn for the whole batch.
+            samples: compute the loss of these alone, each corrupted as in the whole batch; None = all.
+        """
         drawn = {
             name: self.objective.view(tokens, self._port(name).spec, generator)
             for name, tokens in batches.items()
         }
+        if samples is not None:
+            drawn = {
+                name: (view.take(samples), targets.take(samples)) for name, (view, targets) in drawn.items()
+            }
         states = self.forward({name: view for name, (view, _) in drawn.items()}).final
         losses, first = {}, 0
         for name, (view, targets) in drawn.items():

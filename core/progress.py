@@ -28,7 +28,7 @@ class TrainingProgress(Callback):
     ) -> None:
         """Advance."""
         if self.bar is not None and self.task is not None:
-            note = f"{batch[0]} loss {float(outputs['loss']):.3f}"
+            note = f"{batch[0]} loss {float(outputs['value']):.3f}"
             self.bar.update(self.task, completed=trainer.global_step, note=note)
         if self.on_step is not None:
             self.on_step(trainer.global_step)

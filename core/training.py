@@ -1,9 +1,10 @@
 """Pre-training with Lightning: the module, the loader and `fit`, which can be interrupted and resumed.
 
 Every random choice is a function of (seed, step), so a run that was interrupted and resumed gives the same
-numbers as one that was not.
+numbers as one that was not, and several processes give those of one (see `core.distributed`).
 """
 
+import copy
 import logging
 import pickle
 import time
@@ -18,46 +19,96 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.utils.data import DataLoader
 
 from consilience.core.batch import TokenBatch
+from consilience.core.distributed import combine, rank, share_of, told_of_lost_peers, world, writes
 from consilience.core.errors import ConsilienceError
 from consilience.core.feed import Source, StepSampler, TokenFeed, step_generator
 from consilience.core.interruption import WholeSteps, ignore_interrupts
+from consilience.core.launch import Devices, devices_of
 from consilience.core.model import FoundationModel
 from consilience.core.optim import build_optimizer, schedule
 from consilience.core.progress import TrainingProgress
 from consilience.core.training_config import TrainingConfig
 
 LAST = "last.ckpt"
+SHARDED = "sharded"
 logger = logging.getLogger(__name__)
 
 
 class PreTraining(pl.LightningModule):
-    """Minimises the objective of a FoundationModel."""
+    """Minimises the objective of a FoundationModel.
 
-    def __init__(self, model: FoundationModel, config: TrainingConfig) -> None:
+    Args:
+        model: to train.
+        config: how.
+        sharded: cut the weights up among the processes (fsdp2).
+        interruption: whether a stop was asked for.
+    """
+
+    def __init__(
+        self,
+        model: FoundationModel,
+        config: TrainingConfig,
+        *,
+        sharded: bool = False,
+        interruption: WholeSteps | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.config = config
+        self.sharded = sharded
+        self.cut = False
+        self.interruption = interruption or WholeSteps()
         if config.compile:
             model.core.compile()
 
-    def training_step(self, batch: tuple[str, TokenBatch], batch_idx: int) -> Tensor:
-        """One step on one science's batch; the corruption is drawn from (seed, step)."""
+    def configure_model(self) -> None:
+        """Cut up the weights where they are to be: each block is put together when its turn comes."""
+        if not self.sharded or self.cut:  # Lightning may call this more than once
+            return
+        mesh = self.device_mesh["data_parallel"]
+        for block in self.model.core.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(self.model, mesh=mesh)
+        register_fsdp_forward_method(self.model, "loss")  # what we call instead of forward
+        self.cut = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say how the optimiser numbers its weights."""
+        checkpoint[SHARDED] = self.sharded
+
+    def training_step(self, batch: tuple[str, TokenBatch], batch_idx: int) -> dict[str, Tensor]:
+        """One step on one science's batch; the corruption is drawn from (seed, step).
+
+        Returns `loss` to differentiate and `value`, the loss of the batch: the same for one process. With several,
+        each computes its share of the samples, and the mean of their gradients is that of the whole batch.
+        """
         name, tokens = batch
         generator = step_generator(self.config.seed, self.global_step, stream=1)
         if self.model.core_config.dropout:  # dropout draws from the global generator
-            torch.manual_seed(generator.initial_seed())
-        loss = self.model.loss({name: tokens}, generator)[name]
-        if not torch.isfinite(loss.value.detach()):
+            torch.manual_seed(generator.initial_seed() + rank())
+        if world() == 1:
+            loss = self.model.loss({name: tokens}, generator)[name]
+            scaled, value = loss.value, loss.value.detach()
+        else:
+            share = share_of(tokens.length, rank(), world())
+            samples = share.samples.to(tokens.device)
+            loss = self.model.loss({name: tokens}, generator, samples=samples)[name]
+            everyone = combine(loss.value, loss.tokens if share.counts else 0, self.interruption.asked)
+            scaled, value = loss.value * everyone.factor, everyone.value
+            if everyone.stop:
+                self.interruption.asked = self.interruption.agreed = True
+        if not torch.isfinite(value):
             raise ConsilienceError(
-                f"the loss became {loss.value.item()} at step {self.global_step} on {name}: "
+                f"the loss became {value.item()} at step {self.global_step} on {name}: "
                 f"lower training.learning_rate (now {self.config.learning_rate}) and --resume"
             )
-        self.log(f"train/{name}", loss.value.detach(), prog_bar=False)
+        self.log(f"train/{name}", value, prog_bar=False)
         self.log("tokens", float(tokens.n_tokens), prog_bar=False)
-        return loss.value
+        return {"loss": scaled, "value": value}
 
     def validation_step(self, batch: tuple[str, TokenBatch], batch_idx: int, dataloader_idx: int = 0) -> None:
         """The training loss on held-out records with a fixed corruption; the same at every validation."""
@@ -141,15 +192,53 @@ class SaveOften(Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Save what there is, unless the numbers have gone bad or a step is half done."""
-        if isinstance(exception, KeyboardInterrupt) and self.steps.whole:
+        """Save what there is, unless the numbers have gone bad or a step is half done.
+
+        Several processes save together, and so only where all of them have stopped at the same step.
+        """
+        together = trainer.world_size == 1 or self.steps.agreed
+        if isinstance(exception, KeyboardInterrupt) and self.steps.whole and together:
             self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> None:
         """Write beside the old checkpoint and replace it in one step."""
         part = self.path.with_suffix(".part")
-        trainer.save_checkpoint(part)
-        part.replace(self.path)
+        trainer.save_checkpoint(part)  # all processes take part, the first writes
+        if trainer.is_global_zero:
+            part.replace(self.path)
+
+
+class GatherWeights(Callback):
+    """Puts the weights of a model that is cut up among processes into a whole one, at the end and when interrupted.
+
+    Must happen while all processes are there: after an interruption Lightning ends those that it started.
+    """
+
+    def __init__(self, whole: FoundationModel, steps: WholeSteps) -> None:
+        self.whole, self.steps = whole, steps
+        self.done = False
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Gather the end."""
+        self.gather(pl_module)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Gather what there is where all processes have stopped at the same step."""
+        if isinstance(exception, KeyboardInterrupt) and self.steps.whole and self.steps.agreed:
+            self.gather(pl_module)
+
+    def gather(self, module: pl.LightningModule) -> None:
+        """One tensor at a time, in every process."""
+        from torch.distributed.tensor import DTensor
+
+        assert isinstance(module, PreTraining)
+        found = module.model.state_dict()
+        for name, tensor in self.whole.state_dict().items():
+            part = found[name]
+            tensor.copy_(part.full_tensor() if isinstance(part, DTensor) else part)
+        self.done = True
 
 
 class History(Callback):
@@ -166,7 +255,7 @@ class History(Callback):
         """Note the training loss."""
         name, tokens = batch
         self.tokens += tokens.n_tokens
-        self.train.setdefault(name, []).append((trainer.global_step, float(outputs["loss"])))
+        self.train.setdefault(name, []).append((trainer.global_step, float(outputs["value"])))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the held-out losses."""
@@ -218,27 +307,35 @@ def fit(
         progress: show a bar with rate and time left.
         on_step: called with the number of finished steps (for an outer progress bar).
     """
+    used = devices_of(config)
     feed = TokenFeed(train, steps=config.steps, tokens_per_batch=config.tokens_per_batch, seed=config.seed)
-    gpu = torch.cuda.is_available()
+    gpu = used.accelerator == "gpu"
     history = History()
     whole = WholeSteps()
     loader = StepLoader(feed, config.workers, pin=gpu)
     callbacks: list[Callback] = [whole, StartAtStep(loader), history]
     if folder is not None:
         callbacks.append(SaveOften(folder / LAST, config.save_every, whole))
+    progress = progress and writes()
     if progress or on_step:
         callbacks.append(TrainingProgress(config.steps, shown=progress, on_step=on_step))
-    checkpoint = _checkpoint(folder, resume)
+    gathered = GatherWeights(model, whole)
+    if used.sharded:
+        callbacks.append(gathered)
+    checkpoint = _checkpoint(folder, resume, sharded=used.sharded)
     checks = validation_loaders(validation, config) if config.validations else []
     with _quiet():
-        trainer = _trainer(config, gpu, callbacks, folder, checks=bool(checks))
+        trainer = _trainer(config, used, callbacks, folder, checks=bool(checks))
     begin = time.perf_counter()
     interrupted = False
-    module = PreTraining(model, config)
+    # Cutting up changes a model for good, so that a copy is cut and its weights come back at the end.
+    trained = copy.deepcopy(model) if used.sharded else model
+    module = PreTraining(trained, config, sharded=used.sharded, interruption=whole)
     try:
-        with warnings.catch_warnings(), _quiet(), whole.on_interrupt():
+        with warnings.catch_warnings(), _quiet(), whole.on_interrupt(), told_of_lost_peers():
             warnings.filterwarnings(
-                "ignore", message=".*(does not have many workers|LeafSpec|already exists).*"
+                "ignore",
+                message=".*(does not have many workers|LeafSpec|already exists|on epoch level in distributed).*",
             )
             trainer.fit(
                 module,
@@ -249,6 +346,8 @@ def fit(
             )
     except SystemExit:  # how Lightning leaves after Ctrl-C, once the callbacks have saved the checkpoint
         interrupted = True
+    if used.sharded and not gathered.done:
+        raise KeyboardInterrupt  # stopped at once: the checkpoint is what there is
     model.to("cpu").eval()
     return Outcome(
         steps=trainer.global_step,
@@ -260,14 +359,17 @@ def fit(
 
 
 def _trainer(
-    config: TrainingConfig, gpu: bool, callbacks: list[Callback], folder: Path | None, *, checks: bool
+    config: TrainingConfig, used: Devices, callbacks: list[Callback], folder: Path | None, *, checks: bool
 ) -> pl.Trainer:
     return pl.Trainer(
-        accelerator="gpu" if gpu else "cpu",
-        devices=1,
+        accelerator=used.accelerator,
+        devices=used.devices,
+        num_nodes=used.nodes,
+        strategy=used.strategy(),
+        use_distributed_sampler=False,  # every process gets the whole batch, see `core.distributed`
         max_steps=config.steps,
         max_epochs=-1,
-        precision=_precision(config.precision, gpu),
+        precision=_precision(config.precision, used.accelerator == "gpu"),
         gradient_clip_val=config.clip,
         logger=_loggers(folder),
         callbacks=callbacks,
@@ -302,7 +404,7 @@ def validation_loaders(
     return loaders
 
 
-def _checkpoint(folder: Path | None, resume: bool) -> str | None:
+def _checkpoint(folder: Path | None, resume: bool, *, sharded: bool) -> str | None:
     if not resume:
         return None
     if folder is None or not (folder / LAST).is_file():
@@ -318,6 +420,10 @@ def _checkpoint(folder: Path | None, resume: bool) -> str | None:
         ) from error
     if not isinstance(state, dict) or not {"global_step", "state_dict", "optimizer_states"} <= state.keys():
         raise ConsilienceError(f"{path} belongs to something else; train again from the start")
+    if state.get(SHARDED, False) != sharded:  # the optimiser numbers its weights in another order
+        raise ConsilienceError(
+            f"{path} was written {'without' if sharded else 'with'} training.strategy fsdp2: resume with the same"
+        )
     return str(path)
 
 
@@ -342,7 +448,7 @@ class _quiet:
     """Lightning's banners off (GPU available, tips); warnings and errors stay."""
 
     def __enter__(self) -> None:
-        names = ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero")
+        names = ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero", "lightning_fabric")
         self.levels = {name: logging.getLogger(name).level for name in names}
         for name in names:
             logging.getLogger(name).setLevel(logging.WARNING)

@@ -6,6 +6,8 @@ from typing import Literal
 from consilience.core.errors import ConsilienceError
 from consilience.core.optim import OptimizerName
 
+Strategy = Literal["auto", "ddp", "fsdp2"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
@@ -26,6 +28,11 @@ class TrainingConfig:
         validations: how often the held-out loss is measured during the run.
         save_every: steps between resumable checkpoints; 0 = at the end and on interruption only.
         workers: processes that tokenize ahead.
+        devices: GPUs (on a machine without any: CPU processes) of each machine; 0 = all GPUs. Under torchrun the
+            launcher says it. The numbers of a run do not depend on it.
+        nodes: machines.
+        strategy: how several devices share the work: auto or ddp (a copy of the model on each), or fsdp2 (weights,
+            gradients and optimiser cut up among them, for models that one device cannot hold).
     """
 
     steps: int = 2000
@@ -42,6 +49,9 @@ class TrainingConfig:
     validations: int = 10
     save_every: int = 500
     workers: int = 0
+    devices: int = 1
+    nodes: int = 1
+    strategy: Strategy = "auto"
 
     def __post_init__(self) -> None:
         for name in ("steps", "tokens_per_batch", "learning_rate", "clip"):
@@ -57,4 +67,16 @@ class TrainingConfig:
         if min(self.weight_decay, self.validations, self.save_every, self.workers) < 0:
             raise ConsilienceError(
                 "training.weight_decay, validations, save_every and workers must not be negative"
+            )
+        if self.devices < 0 or self.nodes < 1:
+            raise ConsilienceError(
+                "training.devices must be 0 (all) or more and training.nodes at least 1, "
+                f"not {self.devices} and {self.nodes}"
+            )
+        if self.strategy not in ("auto", "ddp", "fsdp2"):
+            raise ConsilienceError(f"unknown strategy '{self.strategy}'; known: auto, ddp, fsdp2")
+        if self.strategy == "fsdp2" and self.optimizer == "muon":
+            raise ConsilienceError(
+                "muon works on whole matrices and fsdp2 cuts them up: choose training.optimizer adamw, or "
+                "training.strategy ddp"
             )

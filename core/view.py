@@ -57,6 +57,18 @@ class View:
         changed: dict[str, Any] = {name: cut(getattr(self, name)) for name in names}
         return replace(self, tokens=tokens, **changed)
 
+    def take(self, samples: Tensor) -> Self:
+        """The view of some samples alone, without the columns that are padding in all of them; levels of time stay."""
+        tokens = self.tokens.take(samples).trim()
+
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[samples, : tokens.width]
+
+        names = ("hidden", "time_index", "start", "ask_address", "ask_positions")
+        changed: dict[str, Any] = {name: cut(getattr(self, name)) for name in names}
+        pattern = replace(self.pattern, block=cut(self.pattern.block), query=cut(self.pattern.query))
+        return replace(self, tokens=tokens, pattern=pattern, **changed)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
@@ -75,6 +87,17 @@ class Targets:
     weight: Tensor | None = None
     velocity: Tensor | None = None
     erased: Tensor | None = None
+
+    def take(self, samples: Tensor) -> Self:
+        """The targets of some samples alone, aligned with `View.take` of the same ones."""
+        tokens = self.tokens.take(samples).trim()
+
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[samples, : tokens.width]
+
+        names = ("scored", "weight", "velocity", "erased")
+        changed: dict[str, Any] = {name: cut(getattr(self, name)) for name in names}
+        return replace(self, tokens=tokens, **changed)
 
     def select(self) -> "Scored":
         """The scored rows of all samples end to end (S rows)."""

@@ -10,18 +10,24 @@ from typing import Any
 import torch
 
 from consilience.core.checkpoint import load_model, take_core
+from consilience.core.distributed import writes
 from consilience.core.errors import ConsilienceError
-from consilience.core.feed import Source
 from consilience.core.model import FoundationModel
 from consilience.core.objectives import Objective
 from consilience.core.training import LAST, Outcome, fit
 from consilience.core.training_config import TrainingConfig
 from consilience.core.transformer import CoreConfig
+from consilience.core.token_cache import is_cache
+from consilience.core.tokenizer import Tokenizer
 from consilience.domains.base import Domain
+from consilience.domains.cached import PreparedTokens
 from consilience.domains.preparation import Prepared, load_collection, prepare
 from consilience.domains.settings import save_settings
 
 logger = logging.getLogger(__name__)
+
+Data = Prepared | PreparedTokens
+"""One science's data, as records or as tokens that were written before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +36,11 @@ class TrainedRun:
 
     model: FoundationModel
     outcome: Outcome
-    prepared: Mapping[str, Prepared]
+    prepared: Mapping[str, Data]
 
 
 def pretrain(
-    prepared: Mapping[str, Prepared],
+    prepared: Mapping[str, Data],
     objective: Objective,
     *,
     core: CoreConfig,
@@ -80,26 +86,18 @@ def pretrain(
         "training": asdict(training),
         "init_core": None if init_core is None else str(init_core),
     }
-    if folder is not None and not resume:
+    if folder is not None and not resume and writes():
         model.save(folder)
         write_failures(prepared, folder)
-    if folder is not None and settings is not None:
+    if folder is not None and settings is not None and writes():
         save_settings(folder, settings)
     if resume and folder is not None and not (folder / LAST).is_file():
         logger.info("%s was stopped before its first checkpoint: starting at its first step", folder)
         resume = False
     outcome = fit(
         model,
-        {
-            name: Source(
-                records=part.records("train"), tokenizer=part.tokenizer, weight=weights.get(name, 1.0)
-            )
-            for name, part in prepared.items()
-        },
-        {
-            name: Source(records=part.records("validation"), tokenizer=part.tokenizer)
-            for name, part in prepared.items()
-        },
+        {name: part.source("train", weights.get(name, 1.0)) for name, part in prepared.items()},
+        {name: part.source("validation") for name, part in prepared.items()},
         training,
         folder=folder,
         resume=resume,
@@ -113,7 +111,7 @@ def pretrain(
         "interrupted": outcome.interrupted,
         "validation": {name: values[-1][1] for name, values in outcome.history.validation.items() if values},
     }
-    if folder is not None:
+    if folder is not None and writes():
         model.save(folder)
     return TrainedRun(model=model, outcome=outcome, prepared=prepared)
 
@@ -137,7 +135,7 @@ def train_domains(
     Args:
         domains: the sciences.
         objective: what to train with.
-        data: science -> file; bundled data where left out.
+        data: science -> file or token cache; bundled data where left out.
         read: science -> options of its reader.
         tokenizers: science -> options of its tokenizer.
         limit: at most this many records a science.
@@ -147,22 +145,52 @@ def train_domains(
         resume: go on with the run in `folder`, with its own tokenizers.
         options: of `pretrain`.
     """
-    if not resume and folder.exists() and any(folder.iterdir()):
+    # Of several processes the first one writes; it may have begun before the others look.
+    if not resume and writes() and folder.exists() and any(folder.iterdir()):
         raise ConsilienceError(
             f"{folder} is not empty: choose another --out, --resume the run that is in it, or remove it"
         )
     kept: Mapping[str, Any] = load_model(FoundationModel, folder).tokenizers if resume else {}
-    prepared = {}
+    prepared: dict[str, Data] = {}
     for domain in domains:
-        collection = load_collection(domain, (data or {}).get(domain.name), (read or {}).get(domain.name))
-        chosen = kept.get(domain.name) or (tokenizers or {}).get(domain.name)
-        prepared[domain.name] = prepare(domain, collection, tokenizer=chosen, limit=limit)
+        path, how = (data or {}).get(domain.name), (read or {}).get(domain.name)
+        wanted = (tokenizers or {}).get(domain.name)
+        if path is not None and is_cache(path):
+            prepared[domain.name] = _from_cache(domain, path, how, wanted, limit, kept.get(domain.name))
+            continue
+        chosen = kept.get(domain.name) or wanted
+        prepared[domain.name] = prepare(
+            domain, load_collection(domain, path, how), tokenizer=chosen, limit=limit
+        )
     return pretrain(
         prepared, objective, core=core, training=training, folder=folder, resume=resume, **options
     )
 
 
-def write_failures(prepared: Mapping[str, Prepared], folder: Path) -> None:
+def _from_cache(
+    domain: Domain,
+    path: Path,
+    read: Mapping[str, Any] | None,
+    options: Mapping[str, Any] | None,
+    limit: int | None,
+    kept: Tokenizer[Any] | None,
+) -> PreparedTokens:
+    """Tokens that were written before; what was decided then cannot be asked for again."""
+    for name, value in (("read options", read), ("tokenizer options", options), ("a limit", limit)):
+        if value:
+            raise ConsilienceError(
+                f"{path} is a token cache: {name} ({value}) cannot be changed any more; leave it out, or give it to "
+                "`consilience tokenize`"
+            )
+    found = PreparedTokens.open(domain, path)
+    if kept is not None and kept.state() != found.tokenizer.state():
+        raise ConsilienceError(
+            f"{path} was written with another tokenizer than the run's: resume with the same cache"
+        )
+    return found
+
+
+def write_failures(prepared: Mapping[str, Data], folder: Path) -> None:
     """`failures.csv`: every record that was set aside, with the reason; nothing is dropped in silence."""
     rows = [(name, f.index, f.id, f.reason) for name, part in prepared.items() for f in part.failures]
     with (folder / "failures.csv").open("w", newline="") as file:
@@ -172,7 +200,7 @@ def write_failures(prepared: Mapping[str, Prepared], folder: Path) -> None:
 
 
 def _resumed(
-    folder: Path | None, prepared: Mapping[str, Prepared], objective: Objective, core: CoreConfig
+    folder: Path | None, prepared: Mapping[str, Data], objective: Objective, core: CoreConfig
 ) -> FoundationModel:
     """The model of an interrupted run, checked to be the same run."""
     if folder is None:
@@ -185,9 +213,9 @@ def _resumed(
         )
     for name, part in prepared.items():
         before = model.provenance.get("data", {}).get(name, {}).get("fingerprint")
-        if before != part.collection.fingerprint:
+        if before != part.fingerprint:
             raise ConsilienceError(
                 f"{folder} was trained on {name} data with fingerprint {before}, this is "
-                f"{part.collection.fingerprint}: resume with the same file"
+                f"{part.fingerprint}: resume with the same file"
             )
     return model.train()

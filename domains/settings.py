@@ -17,6 +17,8 @@ FREE = (
     "training.save_every",
     "training.validations",
     "training.compile",
+    "training.devices",
+    "training.nodes",
 )
 """What may differ when a run is resumed."""
 

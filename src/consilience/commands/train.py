@@ -61,7 +61,8 @@ def train(
         out: the folder of the run; new or empty unless the run in it is resumed.
         objective: what to train with: next-token, masked, masked-diffusion, denoising, or package.module:NAME.
         data: a file, or one for each science (--data cells=a.h5ad --data points=b.xyz; in Python a dictionary);
-            the name of a fetched data set works too. Bundled data where left out.
+            the name of a fetched data set and the folder of `consilience tokenize` work too. Bundled data where
+            left out.
         objective_options: of the objective, such as --objective-options.rate 0.3.
         tokenizer_options: of the tokenizer, such as --tokenizer-options.max_length 96; with several sciences by
             science: '{cells: {max_genes: 256}}'.
@@ -211,6 +212,7 @@ def expand(argv: Sequence[str]) -> list[str]:
 
 def run(options: "Namespace") -> None:
     """`consilience train`."""
+    from consilience.core.distributed import writes
     from consilience.core.objectives.base import weakened
     from consilience.core.training import LAST
 
@@ -232,6 +234,8 @@ def run(options: "Namespace") -> None:
             f"interrupted at step {outcome.steps} of {options.training.steps}: {kept} the run; "
             f"go on with: {again}"
         )
+    if not writes():  # of several processes the first one speaks
+        return
     for name, values in outcome.history.validation.items():
         kind = weakened(done.model.objective.kind, done.model.predictor(name).likelihoods)
         say(f"{name}: validation: {loss_in_words(values[-1][1], kind)}")
