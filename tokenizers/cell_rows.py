@@ -13,6 +13,7 @@ import scipy.sparse as sp
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 _LAST = np.uint64(0xFFFFFFFFFFFFFFFF)
+_ZERO_ROWS = 8  # cells whose silent genes are drawn at a time
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,8 +44,10 @@ class Expressed:
         keep = (genes >= 0) & (values > 0)
         indptr = counts.indptr.astype(np.int64)
         if not keep.all():
-            indptr = np.concatenate([[0], np.cumsum(keep)])[indptr]
-            genes, values = genes[keep], values[keep]
+            # Places instead of a mask: numpy finds them without branches, and gathers twice as fast by them.
+            places = np.flatnonzero(keep)
+            indptr = np.searchsorted(places, indptr)
+            genes, values = genes[places], values[places]
         if add_up:
             # Copies: sum_duplicates works in place and must not touch the caller's arrays.
             table = sp.csr_array(
@@ -56,10 +59,10 @@ class Expressed:
 
     def select(self, keep: np.ndarray) -> Self:
         """The entries where keep is True. keep: (T,) bool."""
-        ends = np.concatenate([[0], np.cumsum(keep)])[np.cumsum(self.length)]
-        return type(self)(
-            genes=self.genes[keep], counts=self.counts[keep], length=np.diff(ends, prepend=0).astype(np.int64)
-        )
+        places = np.flatnonzero(keep)
+        ends = np.searchsorted(places, np.cumsum(self.length))
+        length = np.diff(ends, prepend=0).astype(np.int64)
+        return type(self)(genes=self.genes[places], counts=self.counts[places], length=length)
 
     def join(self, other: Self) -> Self:
         """The entries of both, cell by cell."""
@@ -155,12 +158,24 @@ def matched_zeros(
         vocabulary: V.
         rng: source of randomness.
     """
-    n, widest = len(number), int(number.max())
-    keys = rng.integers(1, 1 << 32, size=(n, vocabulary), dtype=np.uint64) << _SHIFT
-    keys |= np.arange(vocabulary, dtype=np.uint64)
-    keys[np.repeat(np.arange(n), cells.length), cells.genes] = 0
-    if vocabulary > widest:
-        keys = np.partition(keys, vocabulary - widest, axis=1)[:, vocabulary - widest :]
-    keys = np.sort(keys, axis=1)[:, ::-1]
-    genes = (keys & _LOW).astype(np.int64)[np.arange(keys.shape[1]) < number[:, None]]
+    starts = np.cumsum(cells.length) - cells.length
+    names = np.arange(vocabulary, dtype=np.uint64)
+    found = []
+    for first in range(
+        0, len(number), _ZERO_ROWS
+    ):  # keys of all cells at once would leave the processor's cache
+        length, wanted = (part[first : first + _ZERO_ROWS] for part in (cells.length, number))
+        keys = rng.integers(1, 1 << 32, size=(len(wanted), vocabulary), dtype=np.uint32).astype(np.uint64)
+        keys <<= _SHIFT
+        keys |= names
+        start = starts[first]
+        expressed = cells.genes[start : start + length.sum()]
+        keys[np.repeat(np.arange(len(wanted)), length), expressed] = 0
+        widest = int(wanted.max())
+        if vocabulary > widest:
+            keys.partition(vocabulary - widest, axis=1)
+            keys = keys[:, vocabulary - widest :]
+        keys = np.sort(keys, axis=1)[:, ::-1]
+        found.append((keys & _LOW).astype(np.int64)[np.arange(keys.shape[1]) < wanted[:, None]])
+    genes = np.concatenate(found)
     return Expressed(genes=genes, counts=np.zeros(len(genes), dtype=np.float32), length=number)

@@ -6,75 +6,15 @@ and `load` reads exactly its rows, so that memory stays flat in the number of ce
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import scipy.sparse as sp
 
 from consilience.core.errors import ConsilienceError
+from consilience.tokenizers.cell_store import StoredCounts
 
-# Rows closer together than this many stored numbers are read in one go: one larger read is cheaper than two.
-_READ_THROUGH = 32_768
-
-
-class StoredCounts:
-    """A matrix of cells by genes inside an HDF5 file (CSR, or dense rows), read by rows.
-
-    The file is opened for each read and closed again: handles survive neither pickling nor a fork, and an open
-    one would keep others from writing the file. What opening costs is small beside reading a batch.
-
-    Args:
-        path: the HDF5 file, for example an `.h5ad`.
-        key: the place of the matrix in it: "X", "raw/X", "layers/counts".
-    """
-
-    def __init__(self, path: Path | str, key: str) -> None:
-        import h5py
-
-        self.path, self.key = Path(path), key
-        with h5py.File(path, "r") as file:
-            node = file[key]
-            if not self.by_rows(node):
-                raise ConsilienceError(f"{path}: `{key}` is not stored by rows (CSR or dense)")
-            sparse = hasattr(node, "keys")
-            shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape")) if sparse else node.shape
-            self.indptr: np.ndarray | None = node["indptr"][:].astype(np.int64) if sparse else None
-        self.shape = (int(shape[0]), int(shape[1]))
-
-    @staticmethod
-    def by_rows(node: Any) -> bool:
-        """Whether an HDF5 group or dataset holds a matrix by rows."""
-        if not hasattr(node, "keys"):
-            return len(node.shape) == 2
-        layout = node.attrs.get("encoding-type", node.attrs.get("h5sparse_format", ""))
-        return str(layout).startswith("csr")
-
-    def read(self, rows: np.ndarray) -> sp.csr_array:
-        """These rows, in this order (repeats allowed), as a CSR array in memory."""
-        import h5py
-
-        wanted, place = np.unique(rows, return_inverse=True)
-        if not len(wanted):
-            return sp.csr_array((0, self.shape[1]), dtype=np.float32)
-        if self.indptr is None:
-            gap = (np.diff(wanted) - 1) * self.shape[1]
-        else:
-            gap = self.indptr[wanted[1:]] - self.indptr[wanted[:-1] + 1]
-        runs = np.split(wanted, np.flatnonzero(gap > _READ_THROUGH) + 1)
-        with h5py.File(self.path, "r") as file:
-            node = file[self.key]
-            parts = [self._read_span(node, run[0], run[-1] + 1)[run - run[0]] for run in runs]
-        block = sp.csr_array(parts[0] if len(parts) == 1 else sp.vstack(parts, format="csr"))
-        return block if np.array_equal(place, np.arange(len(wanted))) else block[place]
-
-    def _read_span(self, node: Any, start: int, stop: int) -> sp.csr_array:
-        """Rows start..stop of an open matrix."""
-        if self.indptr is None:
-            return sp.csr_array(node[start:stop])
-        first, last = self.indptr[start], self.indptr[stop]
-        parts = (node["data"][first:last], node["indices"][first:last], self.indptr[start : stop + 1] - first)
-        return sp.csr_array(parts, shape=(stop - start, self.shape[1]))
+__all__ = ["CellTable", "StoredCounts"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from consilience.core.batch import TokenBatch
 from consilience.core.errors import ConsilienceError, UnreadableRecordError
 from consilience.tokenizers.cell_genes import clean_genes, match_genes
+from consilience.tokenizers.cell_rows import Expressed, matched_zeros
 from consilience.tokenizers.cells import CellTable, CellTokenizer, StoredCounts
 
 GENES = np.array([f"G{i}" for i in range(60)])
@@ -257,6 +258,19 @@ def test_matched_zeros_are_genes_that_the_cell_does_not_express() -> None:
         )
 
 
+def test_matched_zeros_equal_a_draw_for_all_cells_at_once() -> None:
+    table = make_table(50)
+    cells = Expressed.of(table.counts, np.arange(60), add_up=False)
+    number = np.minimum(cells.length, 60 - cells.length)
+    found = matched_zeros(cells, number, 60, np.random.default_rng(3))
+    draws = np.random.default_rng(3).integers(1, 1 << 32, size=(50, 60), dtype=np.uint64)
+    draws[dense(CellTable(counts=table.counts, genes=np.array([f"{i:02d}" for i in range(60)]))) > 0] = 0
+    ends = np.cumsum(number)
+    for row, (end, n) in enumerate(zip(ends, number)):
+        assert found.genes[end - n : end].tolist() == np.argsort(-draws[row].astype(np.int64))[:n].tolist()
+    assert found.length.tolist() == number.tolist() and not found.counts.any()
+
+
 def test_matched_zeros_are_uniform_and_seeded() -> None:
     counts = np.zeros((4000, 20), dtype=np.float32)
     counts[:, :3] = 1
@@ -481,27 +495,23 @@ def stored(request: pytest.FixtureRequest, tmp_path) -> tuple[CellTable, CellTab
     return table, CellTable(counts=StoredCounts(tmp_path / "x.h5ad", "X"), genes=GENES, names=table.names)
 
 
-def test_stored_counts_read_any_rows(
+def test_taking_from_stored_counts_reads_nothing(
     stored: tuple[CellTable, CellTable], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table, disk = stored
-    spans: list[tuple[int, int]] = []
-    read_span = StoredCounts._read_span
-
-    def spy(self: StoredCounts, node: object, start: int, stop: int) -> sp.csr_array:
-        spans.append((start, stop))
-        return read_span(self, node, start, stop)
-
-    monkeypatch.setattr(StoredCounts, "_read_span", spy)
-    monkeypatch.setattr("consilience.tokenizers.cell_table._READ_THROUGH", 0)
+    reads: list[int] = []
+    read = StoredCounts.read
+    monkeypatch.setattr(
+        StoredCounts, "read", lambda self, rows: (reads.append(len(rows)), read(self, rows))[1]
+    )
     rows = np.array([250, 3, 3, 4, 299, 0])
     taken = disk.take(rows)
-    assert not taken.in_memory and spans == [], "take reads nothing"
+    assert not taken.in_memory and reads == []
     np.testing.assert_array_equal(taken.load().counts.toarray(), table.counts.toarray()[rows])
-    assert spans == [(0, 1), (3, 5), (250, 251), (299, 300)]
     np.testing.assert_array_equal(
         taken.take([4, 0]).load().counts.toarray(), table.counts.toarray()[[299, 250]]
     )
+    assert reads == [6, 2], "and loading reads these rows in one go"
     assert len(taken.take([]).load()) == 0 and taken.widest() >= table.take(rows).widest()
 
 
