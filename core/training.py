@@ -69,6 +69,7 @@ class PreTraining(pl.LightningModule):
         """Cut up the weights where they are to be: each block is put together when its turn comes."""
         if not self.sharded or self.cut:  # Lightning may call this more than once
             return
+        assert self.device_mesh is not None
         mesh = self.device_mesh["data_parallel"]
         for block in self.model.core.blocks:
             fully_shard(block, mesh=mesh)
