@@ -7,7 +7,7 @@ similar length, and tokenized with a generator seeded by the step. Several scien
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -41,23 +41,41 @@ def epoch_batches(
     for first in range(0, len(order), per_window):
         chunk = order[first : first + per_window]
         chunk = chunk[np.argsort(lengths[chunk], kind="stable")]
-        total, begin = 0, 0
-        for place, n in enumerate(lengths[chunk]):
-            if place > begin and total + n > budget:
-                batches.append(chunk[begin:place])
-                begin, total = place, 0
-            total += int(n)
-        batches.append(chunk[begin:])
+        ends = np.cumsum(lengths[chunk])
+        begin, used = 0, 0
+        while begin < len(chunk):
+            end = max(int(np.searchsorted(ends, used + budget, side="right")), begin + 1)
+            batches.append(chunk[begin:end])
+            begin, used = end, int(ends[end - 1])
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Training records of one science with their tokenizer."""
+    """Training records of one science with their tokenizer.
+
+    `token_cache.CachedSource` reads tokens that were written before instead.
+    """
 
     records: Any
     tokenizer: Tokenizer[Any]
     weight: float = 1.0
+
+    cached: ClassVar[bool] = False
+    """Whether tokens and lengths lie in files that any process can map, so that none need to travel."""
+
+    @property
+    def draws(self) -> int:
+        """How many epochs may differ in the lengths of the records; epoch e has those of e mod draws."""
+        return 1
+
+    def lengths(self, epoch: int) -> np.ndarray:
+        """(n,) int64: tokens of each record in an epoch; an upper estimate is fine."""
+        return self.tokenizer.lengths(self.records)
+
+    def tokens(self, index: np.ndarray, epoch: int, generator: torch.Generator) -> TokenBatch:
+        """The batch of these records in an epoch."""
+        return self.tokenizer.encode(take_records(self.records, index), generator=generator)
 
 
 class TokenFeed(Dataset[tuple[str, TokenBatch]]):
@@ -85,52 +103,67 @@ class TokenFeed(Dataset[tuple[str, TokenBatch]]):
                 raise ConsilienceError(f"{name}: its weight must be positive, not {source.weight}")
         self.sources = dict(sources)
         self.steps, self.tokens_per_batch, self.seed = steps, tokens_per_batch, seed
-        self.lengths = {name: source.tokenizer.lengths(source.records) for name, source in sources.items()}
-        names = list(sources)
-        shares = np.array([sources[name].weight for name in names])
-        chosen = np.random.default_rng([seed, 7]).choice(len(names), size=steps, p=shares / shares.sum())
-        self.turn = [names[i] for i in chosen]
-        self.count = {name: np.cumsum(chosen == i) - 1 for i, name in enumerate(names)}
-        self._epoch = lru_cache(maxsize=2 * len(names))(self._make_epoch)
-        self._start: dict[str, list[int]] = {name: [0] for name in names}
+        self.lengths = {(name, 0): source.lengths(0) for name, source in sources.items()}
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What follows from the arguments and is cheap to make again in a worker process."""
+        self.names = list(self.sources)
+        shares = np.array([self.sources[name].weight for name in self.names])
+        rng = np.random.default_rng([self.seed, 7])
+        self._chosen = rng.choice(len(self.names), size=self.steps, p=shares / shares.sum()).astype(np.int16)
+        self._count = np.zeros(self.steps, dtype=np.int64)
+        for i in range(len(self.names)):
+            own = self._chosen == i
+            self._count[own] = np.arange(np.count_nonzero(own))
+        self._epoch = lru_cache(maxsize=2 * len(self.names))(self._make_epoch)
+        self._start: dict[str, list[int]] = {name: [0] for name in self.names}
 
     def __len__(self) -> int:
         return self.steps
 
-    def _make_epoch(self, name: str, epoch: int) -> list[np.ndarray]:
-        return epoch_batches(self.lengths[name], self.tokens_per_batch, self.seed, epoch)
+    def _lengths(self, name: str, epoch: int) -> np.ndarray:
+        draw = epoch % self.sources[name].draws
+        if (name, draw) not in self.lengths:
+            self.lengths[name, draw] = self.sources[name].lengths(epoch)
+        return self.lengths[name, draw]
 
-    def indices(self, step: int) -> tuple[str, np.ndarray]:
-        """The science of a step and the records of its batch."""
-        name = self.turn[step]
-        number = int(self.count[name][step])
+    def _make_epoch(self, name: str, epoch: int) -> list[np.ndarray]:
+        return epoch_batches(self._lengths(name, epoch), self.tokens_per_batch, self.seed, epoch)
+
+    def place(self, step: int) -> tuple[str, int, np.ndarray]:
+        """The science of a step, the epoch in which it stands and the records of its batch."""
+        name, number = self.names[self._chosen[step]], int(self._count[step])
         starts = self._start[name]
         while starts[-1] <= number:
             starts.append(starts[-1] + len(self._epoch(name, len(starts) - 1)))
         epoch = int(np.searchsorted(starts, number, side="right")) - 1
-        return name, self._epoch(name, epoch)[number - starts[epoch]]
+        return name, epoch, self._epoch(name, epoch)[number - starts[epoch]]
+
+    def indices(self, step: int) -> tuple[str, np.ndarray]:
+        """The science of a step and the records of its batch."""
+        name, _, index = self.place(step)
+        return name, index
 
     def epoch_of(self, step: int) -> float:
         """How often the records of the science of this step have been seen, roughly."""
-        name = self.turn[step]
-        return (
-            (int(self.count[name][step]) + 1) * self.tokens_per_batch / max(int(self.lengths[name].sum()), 1)
-        )
+        name = self.names[self._chosen[step]]
+        seen = (int(self._count[step]) + 1) * self.tokens_per_batch
+        return seen / max(int(self._lengths(name, 0).sum()), 1)
 
     def __getitem__(self, step: int) -> tuple[str, TokenBatch]:
-        name, index = self.indices(step)
-        source = self.sources[name]
-        records = take_records(source.records, index)
-        return name, source.tokenizer.encode(records, generator=step_generator(self.seed, step))
+        name, epoch, index = self.place(step)
+        return name, self.sources[name].tokens(index, epoch, step_generator(self.seed, step))
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        del state["_epoch"]  # caches do not travel to worker processes
-        return state
+        """What a spawned worker needs: not what it can make again from the seed, nor lengths that a cache holds."""
+        kept = ("sources", "steps", "tokens_per_batch", "seed")
+        lengths = {key: value for key, value in self.lengths.items() if not self.sources[key[0]].cached}
+        return {name: self.__dict__[name] for name in kept} | {"lengths": lengths}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._epoch = lru_cache(maxsize=2 * len(self.sources))(self._make_epoch)
+        self._prepare()
 
 
 class StepSampler(Sampler[int]):

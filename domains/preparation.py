@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from consilience.core.errors import ConsilienceError
+from consilience.core.feed import Source
 from consilience.core.records import Collection, Failure, take_records
+from consilience.core.token_cache import is_cache, read_plan
 from consilience.core.tokenizer import Tokenizer
 from consilience.domains.base import Domain
 from consilience.domains.splits import Split, grouped_split, split_hash
@@ -39,6 +41,15 @@ class Prepared:
         """The records of a part: "train", "validation" or "test"."""
         return take_records(self.collection.records, getattr(self.split, part))
 
+    def source(self, part: str, weight: float = 1.0) -> Source:
+        """A part as training takes it."""
+        return Source(records=self.records(part), tokenizer=self.tokenizer, weight=weight)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the records."""
+        return self.collection.fingerprint
+
     def provenance(self) -> dict[str, Any]:
         """What a checkpoint says of the data."""
         return {
@@ -55,7 +66,15 @@ class Prepared:
 def load_collection(
     domain: Domain, data: Path | None, options: Mapping[str, Any] | None = None
 ) -> Collection:
-    """Records of a file, or the bundled ones when there is none; ConsilienceError when nothing is readable."""
+    """Records of a file, or the bundled ones when there is none; ConsilienceError when nothing is readable.
+
+    A token cache stands for the records that it was written from.
+    """
+    plan = read_plan(data) if data is not None and is_cache(data) else None
+    if plan is not None:
+        asked = plan.data["asked"]
+        source = None if asked["data"] is None else Path(asked["data"])
+        return limited(load_collection(domain, source, options or asked["read_options"]), asked["limit"])
     try:
         collection = domain.bundled() if data is None else domain.read(data, **(options or {}))
     except TypeError as error:
@@ -68,6 +87,14 @@ def load_collection(
             f"{collection.source} holds no readable record{': ' + reasons if reasons else ''}"
         )
     return collection
+
+
+def limited(collection: Collection, limit: int | None) -> Collection:
+    """At most this many records, drawn with a fixed seed."""
+    if limit is None or limit >= len(collection):
+        return collection
+    chosen = np.random.default_rng(0).permutation(len(collection))[:limit]
+    return collection.take(np.sort(chosen))
 
 
 def prepare(
@@ -87,9 +114,7 @@ def prepare(
         limit: use at most this many records, drawn with a fixed seed.
         split_seed: of the split.
     """
-    if limit is not None and limit < len(collection):
-        chosen = np.random.default_rng(0).permutation(len(collection))[:limit]
-        collection = collection.take(np.sort(chosen))
+    collection = limited(collection, limit)
     failures = list(collection.failures)
     fitted: Tokenizer[Any]
     if isinstance(tokenizer, Tokenizer):

@@ -14,11 +14,11 @@ from consilience.core.distributed import writes
 from consilience.core.errors import ConsilienceError
 from consilience.core.model import FoundationModel
 from consilience.core.objectives import Objective
+from consilience.core.token_cache import is_cache
+from consilience.core.tokenizer import Tokenizer
 from consilience.core.training import LAST, Outcome, fit
 from consilience.core.training_config import TrainingConfig
 from consilience.core.transformer import CoreConfig
-from consilience.core.token_cache import is_cache
-from consilience.core.tokenizer import Tokenizer
 from consilience.domains.base import Domain
 from consilience.domains.cached import PreparedTokens
 from consilience.domains.preparation import Prepared, load_collection, prepare

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from consilience.commands.evaluate import evaluate
     from consilience.commands.generate import generate
     from consilience.commands.models import load
+    from consilience.commands.tokenize import tokenize
     from consilience.commands.tokens import tokens
     from consilience.commands.train import resume, train
     from consilience.core.errors import ConsilienceError
@@ -43,6 +44,7 @@ _PLACES = {
     "load": "commands.models",
     "resume": "commands.train",
     "run_study": "study",
+    "tokenize": "commands.tokenize",
     "tokens": "commands.tokens",
     "train": "commands.train",
 }
@@ -64,6 +66,7 @@ __all__ = [
     "load",
     "resume",
     "run_study",
+    "tokenize",
     "tokens",
     "train",
 ]
