@@ -40,6 +40,7 @@ CHUNK_RECORDS = 512
 SHARD_BYTES = 256 * 2**20
 """A shard ends with the chunk that brings it to this size; a writer holds about two of them in memory."""
 TRAIN = "train"
+_NOT_PLANNED = ("id", "shards", "versions")
 _STREAM = 16  # the streams below belong to the training step
 
 
@@ -106,10 +107,12 @@ class CachePlan:
         try:
             kept = {k: found[k] for k in cls.__dataclass_fields__ if k != "tokenizer"}
             kind = load_class(found["tokenizer"]["class"], Tokenizer)  # type: ignore[type-abstract]
-            return cls(tokenizer=kind.from_state(found["tokenizer"]["state"]), **kept)
+            plan = cls(tokenizer=kind.from_state(found["tokenizer"]["state"]), **kept)
+            plan.as_json()  # meets what has another type than it should
+            return plan
         except (KeyError, TypeError, AttributeError) as error:
             raise ConsilienceError(
-                f"{path} is not a token cache of this version ({error!r}); write it again: consilience tokenize"
+                f"{path} is no token cache of this version ({error!r}); write it again: consilience tokenize"
             ) from error
 
 
@@ -245,11 +248,13 @@ class TokenCache:
 
     Args:
         folder: where it lies.
+        id: what its shards carry.
         plan: what it holds.
         shards: file, part, draw, first record, records, tokens and bytes of every shard.
     """
 
     folder: Path
+    id: str
     plan: CachePlan
     shards: tuple[Mapping[str, Any], ...]
 
@@ -272,7 +277,9 @@ class TokenCache:
         plan = CachePlan.from_json(found, path)
         shards = tuple(found.get("shards", ()))
         again = "write the token cache again: consilience tokenize"
-        if found.get("id") != plan.id:
+        # Of what stands in the file: a later version may describe the same tokenizer in other words.
+        id = _id_of({key: value for key, value in found.items() if key not in _NOT_PLANNED})
+        if found.get("id") != id:
             raise ConsilienceError(f"{path} was changed after it was written (another tokenizer?); {again}")
         for shard in shards:
             file = folder / shard["file"]
@@ -287,7 +294,7 @@ class TokenCache:
                     raise ConsilienceError(
                         f"{path} lists {own} of {n} records of draw {draw} of {part}; {again}"
                     )
-        return cls(folder=folder, plan=plan, shards=shards)
+        return cls(folder=folder, id=id, plan=plan, shards=shards)
 
     @property
     def size_bytes(self) -> int:
@@ -317,7 +324,7 @@ class TokenCache:
             tuple(s for s in self.shards if s["part"] == name and s["draw"] == draw)
             for draw in range(self.plan.draws_of(name))
         ]
-        return CachedPart(self.folder, self.plan.id, self.plan.parts[name], tuple(draws))
+        return CachedPart(self.folder, self.id, self.plan.parts[name], tuple(draws))
 
     def source(self, name: str, weight: float = 1.0) -> "CachedSource":
         """A part as training takes it."""

@@ -84,7 +84,7 @@ class PreparedTokens:
     def provenance(self) -> dict[str, Any]:
         """What a checkpoint says of the data: as without a cache, and the draws."""
         return dict(self.cache.plan.data["provenance"]) | {
-            "token_cache": {"id": self.cache.plan.id, "draws": self.cache.plan.draws}
+            "token_cache": {"id": self.cache.id, "draws": self.cache.plan.draws}
         }
 
 
