@@ -13,7 +13,7 @@ import scipy.sparse as sp
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 _LAST = np.uint64(0xFFFFFFFFFFFFFFFF)
-_ZERO_ROWS = 8  # cells whose silent genes are drawn at a time
+_ZERO_ROWS = 8  # cells whose silent genes are drawn at a time: their keys stay in the processor's cache
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,7 +39,7 @@ class Expressed:
             columns: see `GeneMatch.columns`.
             add_up: whether several columns may be one gene.
         """
-        genes = columns[counts.indices]
+        genes = columns.take(counts.indices)
         values = counts.data.astype(np.float32, copy=False)
         keep = (genes >= 0) & (values > 0)
         indptr = counts.indptr.astype(np.int64)
@@ -47,7 +47,7 @@ class Expressed:
             # Places instead of a mask: numpy finds them without branches, and gathers twice as fast by them.
             places = np.flatnonzero(keep)
             indptr = np.searchsorted(places, indptr)
-            genes, values = genes[places], values[places]
+            genes, values = genes.take(places), values.take(places)
         if add_up:
             # Copies: sum_duplicates works in place and must not touch the caller's arrays.
             table = sp.csr_array(
@@ -62,7 +62,7 @@ class Expressed:
         places = np.flatnonzero(keep)
         ends = np.searchsorted(places, np.cumsum(self.length))
         length = np.diff(ends, prepend=0).astype(np.int64)
-        return type(self)(genes=self.genes[places], counts=self.counts[places], length=length)
+        return type(self)(genes=self.genes.take(places), counts=self.counts.take(places), length=length)
 
     def join(self, other: Self) -> Self:
         """The entries of both, cell by cell."""
@@ -90,8 +90,10 @@ def _ranking_keys(cells: Expressed, score: np.ndarray) -> np.ndarray:
 
     Bits of positive float32 numbers sort like the numbers.
     """
-    bits = score.astype(np.float32, copy=False).view(np.uint32).astype(np.uint64)
-    return (bits << _SHIFT) | (_LOW - cells.genes.astype(np.uint64))
+    keys = score.astype(np.float32, copy=False).view(np.uint32).astype(np.uint64)
+    keys <<= _SHIFT
+    keys |= ~cells.genes.astype(np.uint32)
+    return keys
 
 
 def keep_best(cells: Expressed, score: np.ndarray, limit: np.ndarray) -> Expressed:
@@ -102,24 +104,20 @@ def keep_best(cells: Expressed, score: np.ndarray, limit: np.ndarray) -> Express
         score: (T,) float32, positive.
         limit: (n,) int64, at least 1.
     """
-    over = cells.length > limit
-    if not over.any():
+    over = np.flatnonzero(cells.length > limit)
+    if not len(over):
         return cells
     keys = _ranking_keys(cells, score)
-    busy = np.repeat(over, cells.length)
-    block = pad(keys[busy], cells.length[over], np.uint64(0))
-    # One partition serves all cells: its first element is the lowest key kept by the widest limit. Only cells
-    # with a smaller limit need the rest in order.
-    wanted = limit[over]
-    widest = int(wanted.max())
-    first = block.shape[1] - widest
-    best = np.partition(block, first, axis=1)[:, first:]
-    if (wanted < widest).any():
-        best.sort(axis=1)
-    lowest = best[np.arange(len(best)), widest - wanted]
-    floor = np.zeros(len(cells.length), dtype=np.uint64)
-    floor[over] = lowest
-    return cells.select(keys >= np.repeat(floor, cells.length))
+    lowest = np.zeros(len(cells.length), dtype=np.uint64)
+    ends = np.cumsum(cells.length)
+    # Cell by cell, for numpy partitions one vector eight times faster than a row of a matrix.
+    for cell, end, length, most in zip(
+        over.tolist(), ends[over].tolist(), cells.length[over].tolist(), limit[over].tolist()
+    ):
+        own = keys[end - length : end].copy()
+        own.partition(length - most)
+        lowest[cell] = own[length - most]
+    return cells.select(keys >= np.repeat(lowest, cells.length))
 
 
 def in_gene_order(cells: Expressed) -> tuple[np.ndarray, np.ndarray]:
@@ -138,19 +136,24 @@ def ranked(cells: Expressed, score: np.ndarray, limit: int) -> tuple[np.ndarray,
 
     Equal scores stand in vocabulary order. genes: (n, width) int64, zeros after each cell's end.
     """
-    block = pad(_ranking_keys(cells, score), cells.length, np.uint64(0))
-    length = np.minimum(cells.length, limit)
-    if block.shape[1] > limit:
-        block = np.partition(block, block.shape[1] - limit, axis=1)[:, block.shape[1] - limit :]
-    block.sort(axis=1)
-    genes = (_LOW - (block[:, ::-1] & _LOW)).astype(np.int64)
-    return np.where(np.arange(block.shape[1]) < length[:, None], genes, 0), length
+    keys, length = _ranking_keys(cells, score), np.minimum(cells.length, limit)
+    best = np.full((len(length), int(length.max(initial=0))), _LOW)  # reads as gene 0
+    end = 0
+    for cell, (total, kept) in enumerate(zip(cells.length.tolist(), length.tolist())):
+        end += total
+        own = keys[end - total : end]
+        if kept < total:
+            own.partition(total - kept)
+        own[total - kept :].sort()
+        best[cell, :kept] = own[total - kept :][::-1]
+    best &= _LOW
+    return (_LOW - best).astype(np.int64), length
 
 
 def matched_zeros(
     cells: Expressed, number: np.ndarray, vocabulary: int, rng: np.random.Generator
 ) -> Expressed:
-    """For each cell, `number` random vocabulary genes that it does not express, with count 0.
+    """For each cell, `number` random vocabulary genes that it does not express, with count 0, in no order.
 
     Args:
         cells: every expressed gene of the n cells.
@@ -161,21 +164,16 @@ def matched_zeros(
     starts = np.cumsum(cells.length) - cells.length
     names = np.arange(vocabulary, dtype=np.uint64)
     found = []
-    for first in range(
-        0, len(number), _ZERO_ROWS
-    ):  # keys of all cells at once would leave the processor's cache
+    for first in range(0, len(number), _ZERO_ROWS):
         length, wanted = (part[first : first + _ZERO_ROWS] for part in (cells.length, number))
         keys = rng.integers(1, 1 << 32, size=(len(wanted), vocabulary), dtype=np.uint32).astype(np.uint64)
         keys <<= _SHIFT
         keys |= names
-        start = starts[first]
-        expressed = cells.genes[start : start + length.sum()]
-        keys[np.repeat(np.arange(len(wanted)), length), expressed] = 0
-        widest = int(wanted.max())
-        if vocabulary > widest:
-            keys.partition(vocabulary - widest, axis=1)
-            keys = keys[:, vocabulary - widest :]
-        keys = np.sort(keys, axis=1)[:, ::-1]
-        found.append((keys & _LOW).astype(np.int64)[np.arange(keys.shape[1]) < wanted[:, None]])
-    genes = np.concatenate(found)
+        ends = starts[first] + np.cumsum(length)
+        for own, end, total, most in zip(keys, ends.tolist(), length.tolist(), wanted.tolist()):
+            own[cells.genes[end - total : end]] = 0
+            if most < vocabulary:
+                own.partition(vocabulary - most - 1)
+            found.append(own[vocabulary - most :] & _LOW)
+    genes = np.concatenate(found).astype(np.int64)
     return Expressed(genes=genes, counts=np.zeros(len(genes), dtype=np.float32), length=number)
