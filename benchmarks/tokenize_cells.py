@@ -350,8 +350,8 @@ def main() -> None:
             "their mean, the same in every run.",
             "A cell's row is cut out of the table within the timing, for every contender.",
             "First epoch: nothing was read before (the operating system's file cache is warm). Later epochs: decoded "
-            f"chunks of the compressed file are kept, up to {KEEP_BYTES >> 20} MiB (this file fits). 0 MiB kept: what a "
-            "file far larger than that costs in random batches; 16 MiB: where batches are random within regions.",
+            f"chunks of the compressed file are kept, up to {KEEP_BYTES >> 20} MiB (this file fits). 0 MiB kept: what "
+            "a file far larger than that costs in random batches; 16 MiB: where batches are random within regions.",
             "Decoding gzip or lzf is what limits the first epoch of a compressed file: chunks hold about three cells.",
             "Memory: peak of `encode` on the whole table above what was there before, tokens included, over the bytes "
             "of the CSR arrays; by tracemalloc (numpy) and as resident memory of a fresh process (all of it).",
