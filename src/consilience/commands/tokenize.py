@@ -35,7 +35,7 @@ def tokenize(
 
     What a tokenizer draws in training (matched zeros and the choice of genes of cells, randomised SMILES, rotations
     of points) is kept by writing every training record several times: epoch e of a run reads draw e mod K. K draws
-    take K times the space and the time of one, about 5 bytes a token for molecules, 9 for cells, 20 for points and
+    take K times the space and the time of one, about 5 bytes a token for molecules, 6 for cells, 18 for points and
     260 for spectra in patches of 32 pixels. A run of more than K epochs sees the same draws again.
 
     Args:
