@@ -151,6 +151,7 @@ def main() -> None:
     quick = chosen.quick
     size = {"width": 64, "depth": 2, "heads": 4} if quick else {"width": 256, "depth": 8, "heads": 8}
     rounds, seconds, workers = (1, 0.2, (0, 1)) if quick else (chosen.rounds, chosen.seconds, (0, 1, 2))
+    cells = f"{FEW_CELLS if quick else CELLS:,} synthetic cells of about 1,200 of 20,000 genes"
     report = Report(
         name="loader",
         title="Does the data path keep the trainer busy?",
@@ -160,15 +161,13 @@ def main() -> None:
         ),
         packages=("pyarrow", "numpy"),
         notes=[
-            f"Batches of {BATCH:,} tokens; {rounds} rounds in which every row runs once, {seconds:g} s each; medians.",
-            f"One core trains width {size['width']}, {size['depth']} layers, masked. 1 worker: tokenizes in a process of "
-            f"its own, the trainer only receives. Reach: {REACH_CPU:g}.",
+            f"Batches of {BATCH:,} tokens; {rounds} rounds in which every row runs once for {seconds:g} s; medians.",
+            f"One core trains width {size['width']}, {size['depth']} layers, masked. 1 worker: tokenizes in a process "
+            f"of its own, the trainer only receives. Reach: {REACH_CPU:g}.",
             f"H100: {GPU_RATE:,.0f} tokens/s for 100 M parameters, computed, not measured; {GPU_WORKERS} workers: "
             f"{GPU_WORKERS} times the measured rate of one. Reach: {REACH_GPU:g}.",
-            f"Cells: {'the file given' if chosen.cells else f'{FEW_CELLS if quick else CELLS:,} synthetic cells, about '}"
-            f"{'' if chosen.cells else '1,200 of 20,000 genes each'}; training draws matched zeros. Other sciences: "
-            "bundled data where no file was given. The cache holds 2 draws. Files are in the page cache, as from the "
-            "second epoch on.",
+            f"Cells: {chosen.cells or cells}; training draws matched zeros. Other sciences: bundled data where no file "
+            "was given. The cache holds 2 draws. Files are in the page cache, as from the second epoch on.",
         ],
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

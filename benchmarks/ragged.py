@@ -156,8 +156,8 @@ def main() -> None:
         ),
         packages=("x-transformers",),
         notes=[
-            f"Width {size['width']}, {size['depth']} layers, {size['heads']} heads; about {number * 4096:,} tokens a round, "
-            f"{rounds} rounds; medians with quartiles over rounds, times per real token.",
+            f"Width {size['width']}, {size['depth']} layers, {size['heads']} heads; about {number * 4096:,} tokens a "
+            f"round, {rounds} rounds; medians with quartiles over rounds, times per real token.",
             "Slots = samples x longest sample, over a whole epoch of batches.",
             f"Reach: useful / slots >= {REACH_SLOTS}, time <= {REACH_TIME} x the ideal.",
         ],
