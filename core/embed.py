@@ -1,21 +1,32 @@
 """Embedding extraction: records -> one vector each, bit-equal over repeated runs.
 
-Records are tokenized without a generator, so nothing is random; samples are computed in batches of equal length
-(padding is dropped before the core), and a mean never runs over padding or start marks.
+Records are taken in chunks of CHUNK, tokenized once and without a generator, so nothing is random; samples are
+computed in batches of similar length (padding is dropped before the core), and a mean never runs over padding or
+start marks. A vector depends on its batch only in the last bits of float32; the same chunks give the same bits,
+however many processes share them.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from consilience.core.errors import ConsilienceError
+from consilience.core.batch import TokenBatch
+from consilience.core.errors import ConsilienceError, UnreadableRecordError
 from consilience.core.records import Failure, take_records
 
 if TYPE_CHECKING:
     from consilience.core.model import Embedding, FoundationModel, Pool
+
+Precision = Literal["32-true", "bf16-mixed"]
+
+CHUNK = 1024
+"""Records that are read, tokenized and computed before the next ones: bounds the memory."""
+TOKENS = {"cpu": 2048, "cuda": 65536}
+"""Real tokens of a batch unless a number of records is asked for: a CPU's cache, a GPU's many units."""
 
 
 def embed_records(
@@ -26,49 +37,112 @@ def embed_records(
     ids: Sequence[str] | np.ndarray | None,
     layer: int,
     pool: "Pool",
-    batch_size: int,
+    batch_size: int | None,
+    precision: Precision = "32-true",
 ) -> "Embedding":
     """See `FoundationModel.embed`."""
     from consilience.core.model import Embedding
 
-    depth, width = model.core_config.depth, model.core_config.width
+    check_options(model, layer, pool, batch_size, precision)
+    n = len(records)
+    names = np.asarray([str(i) for i in range(n)] if ids is None else ids, dtype=object)
+    if len(names) != n:
+        raise ConsilienceError(f"{len(names)} ids for {n} records")
+    model.eval()
+    vectors, index, failures = [np.zeros((0, model.core_config.width), np.float32)], [], []
+    for first in range(0, n, CHUNK):
+        places = np.arange(first, min(first + CHUNK, n))
+        part = records if n <= CHUNK else take_records(records, places)
+        part = part.load() if hasattr(part, "load") else part  # what lies on disk is read once
+        tokens, good, refused = readable_tokens(model, part, domain)
+        failures += [
+            Failure(index=first + f.index, id=str(names[first + f.index]), reason=f.reason) for f in refused
+        ]
+        index.append(first + good)
+        if tokens is not None:
+            vectors.append(embed_tokens(model, tokens, domain, layer, pool, batch_size, precision))
+    kept = np.concatenate([np.zeros(0, np.int64), *index])
+    return Embedding(
+        vectors=np.concatenate(vectors), ids=names[kept].astype(str), index=kept, failures=tuple(failures)
+    )
+
+
+def check_options(
+    model: "FoundationModel", layer: int, pool: str, batch_size: int | None, precision: str
+) -> None:
+    """Raise ConsilienceError for what this model cannot do, before anything is read."""
+    depth = model.core_config.depth
     if not -1 <= layer <= depth:
         raise ConsilienceError(f"layer must be -1 (final) or 0..{depth} for this model, not {layer}")
     if pool not in ("mean", "last", "first"):
         raise ConsilienceError(f"unknown pool '{pool}'; known: mean, last, first")
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ConsilienceError(f"batch_size must be at least 1, not {batch_size}")
-    names = np.asarray([str(i) for i in range(len(records))] if ids is None else ids, dtype=object)
-    if len(names) != len(records):
-        raise ConsilienceError(f"{len(names)} ids for {len(records)} records")
-    tokenizer = model.tokenizers[domain]
-    failures = tuple(
-        Failure(index=found.index, id=str(names[found.index]), reason=found.reason)
-        for found in tokenizer.check(records)
+    if precision not in ("32-true", "bf16-mixed"):
+        raise ConsilienceError(f"unknown precision '{precision}'; known: 32-true, bf16-mixed")
+
+
+def readable_tokens(
+    model: "FoundationModel", records: Any, domain: str
+) -> tuple[TokenBatch | None, np.ndarray, list[Failure]]:
+    """(tokens, places of the records that have them, the others with reasons); no tokens for no record."""
+    tokenizer, good = model.tokenizers[domain], np.arange(len(records))
+    try:
+        return (tokenizer.encode(records) if len(records) else None), good, []
+    except UnreadableRecordError:  # rare: only then is every record looked at
+        failures = tokenizer.check(records)
+    good = np.setdiff1d(good, [failure.index for failure in failures])
+    return (tokenizer.encode(take_records(records, good)) if len(good) else None), good, failures
+
+
+def embed_tokens(
+    model: "FoundationModel",
+    tokens: TokenBatch,
+    domain: str,
+    layer: int,
+    pool: "Pool",
+    batch_size: int | None = None,
+    precision: Precision = "32-true",
+) -> np.ndarray:
+    """(B, D) float32 vectors of tokens, in their order."""
+    vectors = np.zeros((tokens.size, model.core_config.width), np.float32)
+    length = tokens.length.numpy()
+    order = np.argsort(length, kind="stable")
+    budget = TOKENS.get(model.device.type, TOKENS["cuda"])
+    if batch_size is None:
+        batches = by_tokens(length[order], budget)
+    else:
+        batches = [slice(first, first + batch_size) for first in range(0, len(order), batch_size)]
+    spec = model.tokenizers[domain].spec
+    with torch.inference_mode(), _casting(model, precision):
+        for batch in batches:
+            chosen = order[batch]
+            part = tokens.take(torch.from_numpy(chosen)).trim().to(model.device)
+            view = model.objective.observe(part, spec)
+            states = model.forward({domain: view}, layers=layer >= 0)
+            rows = states.final if layer == -1 else states.layers[layer]
+            counted = view.tokens.real
+            if view.start is not None:
+                counted = counted & ~view.start
+            vectors[chosen] = pool_rows(rows.float(), counted, pool).cpu().numpy()
+    return vectors
+
+
+def by_tokens(lengths: np.ndarray, budget: int) -> list[slice]:
+    """Runs of samples with at most `budget` tokens each, one sample at least. lengths: (B,)."""
+    runs, begin, total = [], 0, 0
+    for place, n in enumerate(lengths.tolist()):
+        if place > begin and total + n > budget:
+            runs.append(slice(begin, place))
+            begin, total = place, 0
+        total += n
+    return [*runs, slice(begin, len(lengths))] if len(lengths) else []
+
+
+def _casting(model: "FoundationModel", precision: Precision) -> AbstractContextManager[Any]:
+    return (
+        nullcontext() if precision == "32-true" else torch.autocast(model.device.type, dtype=torch.bfloat16)
     )
-    bad = {failure.index for failure in failures}
-    good = np.array([i for i in range(len(records)) if i not in bad], dtype=np.int64)
-    vectors = np.zeros((len(good), width), dtype=np.float32)
-    if len(good):
-        readable = take_records(records, good) if len(bad) else records
-        by_length = np.argsort(tokenizer.lengths(readable), kind="stable")
-        for first in range(0, len(by_length), batch_size):
-            chosen = by_length[first : first + batch_size]
-            vectors[chosen] = _embed_batch(model, take_records(readable, chosen), domain, layer, pool)
-    return Embedding(vectors=vectors, ids=names[good].astype(str), index=good, failures=failures)
-
-
-@torch.no_grad()
-def _embed_batch(model: "FoundationModel", records: Any, domain: str, layer: int, pool: "Pool") -> np.ndarray:
-    model.eval()
-    tokens = model.tokenizers[domain].encode(records).to(model.device)
-    view = model.objective.observe(tokens, model.tokenizers[domain].spec)
-    states = model.forward({domain: view}, layers=layer >= 0)
-    rows = states.final if layer == -1 else states.layers[layer]
-    counted = view.tokens.real
-    if view.start is not None:
-        counted = counted & ~view.start
-    return pool_rows(rows.float(), counted, pool).cpu().numpy()
 
 
 def pool_rows(rows: Tensor, counted: Tensor, pool: "Pool") -> Tensor:

@@ -1,8 +1,8 @@
 """What every science offers: a reader, bundled data, tasks, a classical baseline, writers and one figure."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -11,7 +11,8 @@ import numpy as np
 from consilience.core.errors import ConsilienceError
 from consilience.core.records import Collection
 from consilience.core.tokenizer import Tokenizer
-from consilience.domains.tables import write_embedding_table
+from consilience.domains.pieces import Piece, pieces_of
+from consilience.domains.tables import EmbeddedRows, EmbeddingTable, EmbeddingWriter
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,6 +70,13 @@ class Domain(ABC):
         """Records of a user's file. Raises ConsilienceError naming the file; bad rows go to `failures`."""
         raise ConsilienceError(f"{path}: {self.name} has no reader for files yet; leave out --data")
 
+    def stream(self, path: Path, size: int, **options: Any) -> Iterator[Piece]:
+        """The records that `read` gives, in pieces of `size`: for files larger than memory.
+
+        The default reads the file as a whole, which is right for records that stay on disk (cells of an .h5ad).
+        """
+        return pieces_of(self.read(path, **options), size)
+
     @abstractmethod
     def tasks(self, collection: Collection) -> list[Task]:
         """The tasks whose labels this collection has, best known first."""
@@ -84,9 +92,49 @@ class Domain(ABC):
         """Write generated records in a format of this science's community, chosen by the file ending."""
         raise ConsilienceError(f"{path}: {self.name} has no writer for records yet")
 
+    def embedding_columns(self, collection: Collection, index: np.ndarray) -> dict[str, np.ndarray]:
+        """What stands beside the vectors of the records at `index`: their labels unless the science has more."""
+        return {name: column[index] for name, column in collection.labels.items()}
+
+    def embedding_writer(
+        self, path: Path, source: Path | None, whole: Callable[[], Collection]
+    ) -> EmbeddingWriter:
+        """What writes embeddings: parquet unless the science has its own format.
+
+        Args:
+            path: what to write; a wrong ending raises ConsilienceError.
+            source: the file that is embedded, if it is one.
+            whole: all the records, for a format that holds them.
+        """
+        return EmbeddingTable(path)
+
+    def embedded_rows(
+        self, collection: Collection, embedding: "Embedding", places: np.ndarray | None = None
+    ) -> EmbeddedRows:
+        """An embedding with what is written beside it.
+
+        Args:
+            collection: the records; its failures and the embedding's end up in one list.
+            embedding: of these records.
+            places: (n,) where each record of the collection stands in its source; None = not known.
+        """
+        refused = [
+            failure if places is None else replace(failure, index=int(places[failure.index]))
+            for failure in embedding.failures
+        ]
+        return EmbeddedRows(
+            ids=embedding.ids,
+            vectors=embedding.vectors,
+            columns=self.embedding_columns(collection, embedding.index),
+            places=None if places is None else places[embedding.index],
+            failures=tuple(sorted([*collection.failures, *refused], key=lambda failure: failure.index)),
+        )
+
     def write_embedding(self, collection: Collection, embedding: "Embedding", path: Path) -> None:
-        """Write an embedding beside its ids and labels: parquet unless the science has its own format."""
-        write_embedding_table(collection, embedding, path)
+        """Write an embedding whole."""
+        source = Path(collection.source)
+        with self.embedding_writer(path, source if source.is_file() else None, lambda: collection) as writer:
+            writer.write(self.embedded_rows(collection, embedding))
 
     def figure(
         self, models: "Mapping[str, FoundationModel]", collection: Collection, test: np.ndarray

@@ -1,7 +1,7 @@
 """From a science's data to something that can be trained on: readable records, grouped split, fitted tokenizer."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from consilience.core.records import Collection, Failure, take_records
 from consilience.core.token_cache import is_cache, read_plan
 from consilience.core.tokenizer import Tokenizer
 from consilience.domains.base import Domain
+from consilience.domains.pieces import Piece, pieces_of
 from consilience.domains.splits import Split, grouped_split, split_hash
 
 logger = logging.getLogger(__name__)
@@ -78,15 +79,22 @@ def load_collection(
     try:
         collection = domain.bundled() if data is None else domain.read(data, **(options or {}))
     except TypeError as error:
-        if options and "unexpected keyword argument" in str(error):
-            raise ConsilienceError(f"{domain.name}: unknown option for reading {data}: {error}") from error
+        _tell(error, domain, data, options)
         raise
     if not len(collection):
-        reasons = "; ".join(failure.reason for failure in collection.failures[:3])
-        raise ConsilienceError(
-            f"{collection.source} holds no readable record{': ' + reasons if reasons else ''}"
-        )
+        raise _unreadable(collection.source, collection.failures)
     return collection
+
+
+def _tell(error: TypeError, domain: Domain, data: Path | None, options: Mapping[str, Any] | None) -> None:
+    """Raise ConsilienceError for an unknown option."""
+    if options and "unexpected keyword argument" in str(error):
+        raise ConsilienceError(f"{domain.name}: unknown option for reading {data}: {error}") from error
+
+
+def _unreadable(source: str, failures: Sequence[Failure]) -> ConsilienceError:
+    reasons = "; ".join(failure.reason for failure in failures[:3])
+    return ConsilienceError(f"{source} holds no readable record{': ' + reasons if reasons else ''}")
 
 
 def limited(collection: Collection, limit: int | None) -> Collection:
@@ -95,6 +103,27 @@ def limited(collection: Collection, limit: int | None) -> Collection:
         return collection
     chosen = np.random.default_rng(0).permutation(len(collection))[:limit]
     return collection.take(np.sort(chosen))
+
+
+def stream_collection(
+    domain: Domain, data: Path | None, options: Mapping[str, Any], size: int
+) -> Iterator[Piece]:
+    """The records of a file, or the bundled ones, in pieces of `size`; errors as in `load_collection`."""
+    if data is None:
+        yield from pieces_of(domain.bundled(), size)
+        return
+    found = False
+    failures: list[Failure] = []
+    try:
+        for piece in domain.stream(data, size, **options):
+            found = found or bool(len(piece.collection))
+            failures += [] if found else piece.collection.failures[:3]
+            yield piece
+    except TypeError as error:
+        _tell(error, domain, data, options)
+        raise
+    if not found:
+        raise _unreadable(str(data), failures)
 
 
 def prepare(

@@ -1,6 +1,6 @@
 """Cells as a domain: everything the rest of the package asks of this science."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,12 +10,13 @@ from consilience.core.records import Collection
 from consilience.core.tokenizer import Tokenizer
 from consilience.domains.base import Domain, QuickPreset, Task
 from consilience.domains.cells import data, evaluate, readers
+from consilience.domains.tables import EmbeddingWriter
 from consilience.tokenizers.cells import CellTokenizer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from consilience.core.model import Embedding, FoundationModel
+    from consilience.core.model import FoundationModel
 
 
 class CellsDomain(Domain):
@@ -54,11 +55,13 @@ class CellsDomain(Domain):
 
         write_records(records, path, columns)
 
-    def write_embedding(self, collection: Collection, embedding: "Embedding", path: Path) -> None:
-        """`.obsm["X_consilience"]` or parquet; see `writers.write_embedding`."""
-        from consilience.domains.cells.writers import write_embedding
+    def embedding_writer(
+        self, path: Path, source: Path | None, whole: Callable[[], Collection]
+    ) -> EmbeddingWriter:
+        """`.obsm["X_consilience"]` or parquet; see `writers.embedding_writer`."""
+        from consilience.domains.cells.writers import embedding_writer
 
-        write_embedding(collection, embedding, path)
+        return embedding_writer(path, source, whole)
 
     def figure(
         self, models: "Mapping[str, FoundationModel]", collection: Collection, test: np.ndarray

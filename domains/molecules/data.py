@@ -6,7 +6,7 @@ share a scaffold group and so stay on one side of a split. Salts and mixtures ar
 their dots. Nothing is dropped without an entry in `failures`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,10 +16,13 @@ from rdkit import Chem, RDConfig
 from consilience.core.errors import ConsilienceError
 from consilience.core.records import Collection, Failure, fingerprint
 from consilience.domains.molecules.properties import CHEAP, PROPERTIES
-from consilience.domains.molecules.readers import Table, read_table
+from consilience.domains.molecules.readers import Facts, Table, read_table, read_tables
 from consilience.domains.molecules.scaffolds import scaffold_group
+from consilience.domains.pieces import Piece, regroup
 from consilience.tokenizers.molecule_notation import parse
 
+SCANNED = 4096
+"""Entries looked at together when a file is looked through."""
 BUNDLED = "RDKit's NCI set (real structures, properties computed by RDKit)"
 
 
@@ -73,14 +76,68 @@ def read(
         ConsilienceError: naming the file, when it cannot be used or holds no readable molecule.
     """
     table = read_table(Path(path), column=column, id_column=id_column)
-    wanted = {None: () if table.columns else CHEAP, True: tuple(PROPERTIES), False: ()}[properties]
+    wanted = _wanted(properties, bool(table.columns))
     return _collect(table, source=str(path), real=False, properties=wanted, scaffolds=scaffolds)
 
 
+def stream(
+    path: Path,
+    size: int,
+    *,
+    column: str | None = None,
+    id_column: str | None = None,
+    properties: bool | None = None,
+    scaffolds: bool = False,
+) -> Iterator[Piece]:
+    """The molecules of a file in pieces of `size`, with the ids and labels that `read` gives them.
+
+    The file is read twice: once for what holds of the whole of it, once for its molecules. Options and errors
+    as in `read`.
+    """
+    path, columns = Path(path), {"column": column, "id_column": id_column}
+    facts = Facts.of(read_tables(path, SCANNED, **columns))
+    wanted = _wanted(properties, bool(facts.columns))
+
+    def pieces() -> Iterator[Piece]:
+        before = 0
+        for table in read_tables(path, size, **columns):
+            told = facts.told(table)
+            part = _collect(
+                told,
+                source=str(path),
+                real=False,
+                properties=wanted,
+                scaffolds=scaffolds,
+                before=before,
+                partly=True,
+            )
+            unread = [failure.index for failure in part.failures]
+            places = np.setdiff1d(np.arange(before, before + len(table.smiles)), unread)
+            yield Piece(collection=part, places=places)
+            before += len(table.smiles)
+
+    yield from regroup(pieces(), size)
+
+
+def _wanted(properties: bool | None, columns: bool) -> tuple[str, ...]:
+    """The properties to compute: as asked, or the cheap ones where the file has no numeric column."""
+    return {None: () if columns else CHEAP, True: tuple(PROPERTIES), False: ()}[properties]
+
+
 def _collect(
-    table: Table, *, source: str, real: bool, properties: Sequence[str], scaffolds: bool
+    table: Table,
+    *,
+    source: str,
+    real: bool,
+    properties: Sequence[str],
+    scaffolds: bool,
+    before: int = 0,
+    partly: bool = False,
 ) -> Collection:
-    """A collection of the molecules that RDKit can read, each looked at once."""
+    """A collection of the molecules that RDKit can read, each looked at once.
+
+    Of a piece of a file (`partly`) none may be readable, and `before` entries stand before it.
+    """
     ids = _ids(table)
     kept: list[int] = []
     groups: list[str] = []
@@ -92,14 +149,15 @@ def _collect(
                 raise ConsilienceError(table.reasons[place])
             mol = parse(text)
         except ConsilienceError as error:
-            failures.append(Failure(index=place, id=ids[place], reason=f"{table.places[place]}: {error}"))
+            reason = f"{table.places[place]}: {error}"
+            failures.append(Failure(index=before + place, id=ids[place], reason=reason))
             continue
         kept.append(place)
         if scaffolds:
             groups.append(scaffold_group(mol))
         for name, column in computed.items():
             column.append(float(PROPERTIES[name](mol)))
-    if not kept:
+    if not kept and not partly:
         raise ConsilienceError(
             f"{source}: none of its {len(table.smiles)} molecules can be read; first, {failures[0].reason}"
         )
@@ -108,7 +166,7 @@ def _collect(
     smiles = [table.smiles[place] for place in kept]
     return Collection(
         records=smiles,
-        ids=np.array([ids[place] for place in kept]),
+        ids=np.array([ids[place] for place in kept], dtype=str),
         source=source,
         origin="real" if real else "user",
         fingerprint=fingerprint(["\n".join(smiles), *labels.values()]),

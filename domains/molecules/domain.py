@@ -1,6 +1,6 @@
 """Molecules as a domain: everything the rest of the package asks of this science."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,12 +10,13 @@ from consilience.core.records import Collection
 from consilience.core.tokenizer import Tokenizer
 from consilience.domains.base import Domain, QuickPreset, Task
 from consilience.domains.molecules import data, evaluate, readers
+from consilience.domains.pieces import Piece
 from consilience.tokenizers.molecules import MoleculeTokenizer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from consilience.core.model import Embedding, FoundationModel
+    from consilience.core.model import FoundationModel
 
 
 class MoleculesDomain(Domain):
@@ -40,6 +41,10 @@ class MoleculesDomain(Domain):
         """Molecules of a file; options and errors as in `data.read`."""
         return data.read(path, **options)
 
+    def stream(self, path: Path, size: int, **options: Any) -> Iterator[Piece]:
+        """Molecules of a file in pieces; see `data.stream`."""
+        return data.stream(path, size, **options)
+
     def tasks(self, collection: Collection) -> list[Task]:
         """One task per label; see `evaluate.tasks`."""
         return evaluate.tasks(collection)
@@ -54,11 +59,11 @@ class MoleculesDomain(Domain):
 
         write_records(records, path, columns)
 
-    def write_embedding(self, collection: Collection, embedding: "Embedding", path: Path) -> None:
-        """Embeddings as parquet; see `writers.write_embedding`."""
-        from consilience.domains.molecules.writers import write_embedding
+    def embedding_columns(self, collection: Collection, index: np.ndarray) -> dict[str, np.ndarray]:
+        """The SMILES of every molecule, then the labels."""
+        from consilience.domains.molecules.writers import smiles_of
 
-        write_embedding(collection, embedding, path)
+        return {"smiles": smiles_of(collection, index), **super().embedding_columns(collection, index)}
 
     def figure(
         self, models: "Mapping[str, FoundationModel]", collection: Collection, test: np.ndarray

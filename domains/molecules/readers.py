@@ -7,9 +7,10 @@ Any of the text formats may end in .gz.
 
 import gzip
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,8 @@ class Table:
         names: n ids, or None when the file has none.
         columns: numeric columns, name -> (n,) float64, NaN where empty.
         reasons: index -> why the file's own reader refused an entry.
+        text: columns that hold something else than numbers.
+        order: all columns in the order of the file; empty = that of `columns`.
     """
 
     smiles: list[str]
@@ -62,6 +65,8 @@ class Table:
     names: list[str] | None = None
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     reasons: Mapping[int, str] = field(default_factory=dict)
+    text: frozenset[str] = frozenset()
+    order: tuple[str, ...] = ()
 
 
 def read_table(path: Path, *, column: str | None = None, id_column: str | None = None) -> Table:
@@ -70,6 +75,16 @@ def read_table(path: Path, *, column: str | None = None, id_column: str | None =
     Raises:
         ConsilienceError: no such file, an unknown ending, a broken or empty file, or no SMILES column.
     """
+    return next(read_tables(path, None, column=column, id_column=id_column))
+
+
+def read_tables(
+    path: Path, size: int | None, *, column: str | None = None, id_column: str | None = None
+) -> Iterator[Table]:
+    """The table of a file in pieces of `size` entries (None: all at once); errors as in `read_table`.
+
+    What is said of a whole column (numeric or not, names or none) is said of the piece; `Facts` joins it.
+    """
     if not path.is_file():
         raise ConsilienceError(f"{path}: no such file")
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
@@ -77,11 +92,53 @@ def read_table(path: Path, *, column: str | None = None, id_column: str | None =
         raise ConsilienceError(
             f"{path}: molecules are read from {', '.join(SUFFIXES)} (text also .gz), not {kind!r}"
         )
+    found = False
     with _named(path):
-        table = _READERS[kind.lower()](path, column, id_column)
-    if not table.smiles:
+        for table in _READERS[kind.lower()](path, column, id_column, size):
+            found = found or bool(table.smiles)
+            if found:
+                yield table
+    if not found:
         raise ConsilienceError(f"{path}: the file is empty; it holds no molecule")
-    return table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What holds of a whole file and is not seen in a piece of it.
+
+    Args:
+        columns: the columns that are numeric throughout, in the order of the file.
+        named: whether every entry has a name of its own.
+    """
+
+    columns: tuple[str, ...]
+    named: bool
+
+    @classmethod
+    def of(cls, tables: Iterable[Table]) -> "Facts":
+        """Facts of the pieces of a file; 8 bytes an entry are held, for the names."""
+        order: dict[str, None] = {}
+        numeric: set[str] = set()
+        text: set[str] = set()
+        hashes: list[np.ndarray] = []
+        named = True
+        for table in tables:
+            order |= dict.fromkeys(table.order or table.columns)
+            numeric |= set(table.columns)
+            text |= table.text
+            named = named and table.names is not None and all(table.names)
+            if named and table.names is not None:
+                hashes.append(pd.util.hash_array(np.array(table.names, dtype=object), categorize=False))
+        if named:
+            every = np.sort(np.concatenate([np.zeros(0, np.uint64), *hashes]))
+            named = not bool((every[1:] == every[:-1]).any())
+        return cls(columns=tuple(name for name in order if name in numeric - text), named=named)
+
+    def told(self, table: Table) -> Table:
+        """A piece with the columns and names that the whole file has."""
+        empty = np.full(len(table.smiles), np.nan)
+        columns = {name: table.columns.get(name, empty) for name in self.columns}
+        return replace(table, columns=columns, names=table.names if self.named else None)
 
 
 @contextmanager
@@ -98,46 +155,74 @@ def _named(path: Path) -> Iterator[None]:
         raise ConsilienceError(f"{path}: cannot be read ({reason}); is it whole?") from error
 
 
-def _read_lines(path: Path, column: str | None, id_column: str | None) -> Table:
-    """Lines of SMILES and name. A header is recognised by its first word; `#` starts a comment."""
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number from 1, line) of what is neither blank nor a comment."""
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as file:
-        lines = [(number, line.rstrip("\r\n")) for number, line in enumerate(file, 1)]
-    lines = [(number, line) for number, line in lines if line.strip() and not line.startswith("#")]
-    first = lines[0][1] if lines else ""
+        for number, line in enumerate(file, 1):
+            if line.strip() and not line.startswith("#"):
+                yield number, line.rstrip("\r\n")
+
+
+def _read_lines(path: Path, column: str | None, id_column: str | None, size: int | None) -> Iterator[Table]:
+    """Lines of SMILES and name. A header is recognised by its first word; `#` starts a comment."""
+    first = next(_lines(path), (0, ""))[1]
     if "," in "".join(first.split()[:1]):  # a comma in a name is no separator; a SMILES has none
-        return _read_csv(path, column, id_column)
+        yield from _read_csv(path, column, id_column, size)
+        return
     words = first.split("\t") if "\t" in first else first.split()
-    if words and (words[0].strip().lower() in SMILES_NAMES or column in words):
-        # By hand: the last column takes the rest of its line, and `#` inside a line is a triple bond.
-        rows = [
-            line.split("\t") if "\t" in first else line.split(None, len(words) - 1) for _, line in lines[1:]
-        ]
-        named = [dict(zip(words, row)) for row in rows]
-        frame = pd.DataFrame(named, columns=pd.Index(words), dtype=object)
-        return _from_frame(frame, path, column, id_column, [f"line {number}" for number, _ in lines[1:]])
-    if column is not None:
+    header = bool(words) and (words[0].strip().lower() in SMILES_NAMES or column in words)
+    if column is not None and not header:
         raise ConsilienceError(f"{path}: there is no header line with a column {column!r}; leave column= out")
-    cells = [line.split("\t", 1) if "\t" in line else line.split(None, 1) for _, line in lines]
-    names = [cell[1].strip() if len(cell) > 1 else "" for cell in cells]
-    return Table(
-        smiles=[cell[0].strip() for cell in cells],
-        places=[f"line {number}" for number, _ in lines],
-        names=names if any(names) else None,
-    )
+    lines = _lines(path)
+    if header:
+        next(lines)
+    before = 0
+    while part := list(islice(lines, size)):
+        places = [f"line {number}" for number, _ in part]
+        if header:
+            # By hand: the last column takes the rest of its line, and `#` inside a line is a triple bond.
+            rows = [
+                line.split("\t") if "\t" in first else line.split(None, len(words) - 1) for _, line in part
+            ]
+            named = [dict(zip(words, row)) for row in rows]
+            frame = pd.DataFrame(named, columns=pd.Index(words), dtype=object)
+            yield _from_frame(frame, path, column, id_column, before, places)
+        else:
+            cells = [line.split("\t", 1) if "\t" in line else line.split(None, 1) for _, line in part]
+            names = [cell[1].strip() if len(cell) > 1 else "" for cell in cells]
+            yield Table(
+                smiles=[cell[0].strip() for cell in cells],
+                places=places,
+                names=names if any(names) else None,
+            )
+        before += len(part)
 
 
-def _read_csv(path: Path, column: str | None, id_column: str | None) -> Table:
+def _read_csv(path: Path, column: str | None, id_column: str | None, size: int | None) -> Iterator[Table]:
     """Separated columns with a header, by tab, semicolon or comma, whichever the header holds."""
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as file:
         header = file.readline()
     separator = next((mark for mark in ("\t", ",", ";") if mark in header), ",")
-    return _from_frame(pd.read_csv(path, sep=separator, dtype=str), path, column, id_column)
+    before = 0
+    frames = pd.read_csv(path, sep=separator, dtype=str, chunksize=size)
+    for frame in [frames] if isinstance(frames, pd.DataFrame) else frames:
+        yield _from_frame(frame, path, column, id_column, before)
+        before += len(frame)
 
 
-def _read_parquet(path: Path, column: str | None, id_column: str | None) -> Table:
-    return _from_frame(pd.read_parquet(path), path, column, id_column)
+def _read_parquet(path: Path, column: str | None, id_column: str | None, size: int | None) -> Iterator[Table]:
+    if size is None:
+        yield _from_frame(pd.read_parquet(path), path, column, id_column, 0)
+        return
+    import pyarrow.parquet as pq
+
+    before = 0
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=size):
+            yield _from_frame(batch.to_pandas(), path, column, id_column, before)
+            before += batch.num_rows
 
 
 def _from_frame(
@@ -145,9 +230,13 @@ def _from_frame(
     path: Path,
     column: str | None,
     id_column: str | None,
+    before: int,
     places: list[str] | None = None,
 ) -> Table:
-    """A data frame's SMILES, ids and numeric columns; rows are counted from 1 unless `places` names them."""
+    """A data frame's SMILES, ids and numeric columns; rows are counted from 1 unless `places` names them.
+
+    `before` rows of the file stand before this frame.
+    """
     names = [str(name).strip() for name in frame.columns]
     frame.columns = pd.Index(names)
     column = _find(path, names, column, SMILES_NAMES, "SMILES column", "column")
@@ -161,21 +250,25 @@ def _from_frame(
     wrong = [i for i, value in enumerate(smiles) if not isinstance(value, str) and not pd.isna(value)]
     if wrong:
         raise ConsilienceError(
-            f"{path}: row {wrong[0] + 1} of column {column!r} is {smiles.iloc[wrong[0]]!r}, not a string; "
+            f"{path}: row {before + wrong[0] + 1} of column {column!r} is {smiles.iloc[wrong[0]]!r}, not a string; "
             "name the SMILES column with column="
         )
-    numbers = {}
+    numbers, text = {}, set()
     for name in names:
         if name in (column, identity) or name.lower() in _NOT_LABELS or name.lower().startswith("unnamed"):
             continue
         values = pd.to_numeric(frame[name], errors="coerce") if frame[name].notna().any() else None
         if values is not None and bool((values.notna() == frame[name].notna()).all()):
             numbers[name] = values.to_numpy(np.float64, na_value=np.nan)
+        elif values is not None:
+            text.add(name)
     return Table(
         smiles=["" if pd.isna(value) else str(value).strip() for value in smiles],
-        places=places or [f"row {row}" for row in range(1, len(frame) + 1)],
+        places=places or [f"row {row}" for row in range(before + 1, before + len(frame) + 1)],
         names=None if identity is None else ["" if pd.isna(v) else str(v) for v in frame[identity]],
         columns=numbers,
+        text=frozenset(text),
+        order=tuple(names),
     )
 
 
@@ -193,39 +286,54 @@ def _find(
     return next((lower[name] for name in known if name in lower), None)
 
 
-def _read_sdf(path: Path, column: str | None, id_column: str | None) -> Table:
+def _read_sdf(path: Path, column: str | None, id_column: str | None, size: int | None) -> Iterator[Table]:
     """Structures of an SD file as canonical SMILES, with their numeric properties."""
     if column is not None:
         raise ConsilienceError(f"{path}: column= is for tables; an .sdf file holds structures")
     opener = gzip.open if path.suffix == ".gz" else open
+    before = 0
+    with opener(path, "rb") as file:
+        supplier = Chem.ForwardSDMolSupplier(file)
+        while True:
+            with rdBase.BlockLogs():
+                mols = list(islice(supplier, size))
+            if not mols:
+                return
+            yield _structures(mols, id_column, before)
+            before += len(mols)
+
+
+def _structures(mols: Sequence[Chem.Mol | None], id_column: str | None, before: int) -> Table:
     smiles: list[str] = []
     names: list[str] = []
     reasons: dict[int, str] = {}
     properties: list[dict[str, str]] = []
-    with opener(path, "rb") as file, rdBase.BlockLogs():
-        for entry, mol in enumerate(Chem.ForwardSDMolSupplier(file)):
-            if mol is None:
-                reasons[entry] = "RDKit cannot read this structure; correct it or leave it out"
-            held = mol.GetPropsAsDict() if mol is not None else {}
-            title = mol.GetProp("_Name") if mol is not None and mol.HasProp("_Name") else ""
-            smiles.append("" if mol is None else str(Chem.MolToSmiles(mol)))
-            names.append(str(held.pop(id_column, "")) if id_column else title.strip())
-            properties.append(held)
-    columns = {}
+    for entry, mol in enumerate(mols):
+        if mol is None:
+            reasons[entry] = "RDKit cannot read this structure; correct it or leave it out"
+        held = mol.GetPropsAsDict() if mol is not None else {}
+        title = mol.GetProp("_Name") if mol is not None and mol.HasProp("_Name") else ""
+        smiles.append("" if mol is None else str(Chem.MolToSmiles(mol)))
+        names.append(str(held.pop(id_column, "")) if id_column else title.strip())
+        properties.append(held)
+    columns, text = {}, set()
     for name in dict.fromkeys(key for held in properties for key in held):
         values = [held.get(name, np.nan) for held in properties]
         if all(isinstance(value, int | float) for value in values):
             columns[name] = np.array(values, np.float64)
+        else:
+            text.add(name)
     return Table(
         smiles=smiles,
-        places=[f"entry {entry + 1}" for entry in range(len(smiles))],
+        places=[f"entry {before + entry + 1}" for entry in range(len(smiles))],
         names=names if any(names) else None,
         columns=columns,
         reasons=reasons,
+        text=frozenset(text),
     )
 
 
-_READERS: Mapping[str, Callable[[Path, str | None, str | None], Table]] = {
+_READERS: Mapping[str, Callable[[Path, str | None, str | None, int | None], Iterator[Table]]] = {
     ".smi": _read_lines,
     ".txt": _read_lines,
     ".csv": _read_csv,

@@ -1,8 +1,8 @@
-"""Writers: generated molecules and embeddings in the formats of chemistry and of data frames."""
+"""Writers: generated molecules in the formats of chemistry and of data frames."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,10 +11,6 @@ from rdkit import Chem
 from consilience.core.errors import ConsilienceError
 from consilience.core.records import Collection
 from consilience.domains.molecules.generation import canonical_or_none
-from consilience.domains.tables import write_embedding_table
-
-if TYPE_CHECKING:
-    from consilience.core.model import Embedding
 
 
 def write_records(records: Sequence[Any], path: Path, columns: Mapping[str, Any] | None = None) -> None:
@@ -56,14 +52,8 @@ def write_records(records: Sequence[Any], path: Path, columns: Mapping[str, Any]
         path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
-def write_embedding(collection: Collection, embedding: "Embedding", path: Path) -> None:
-    """Write `id`, `smiles`, the labels and `embedding_0` ... as parquet, one row per embedded molecule.
-
-    Records that could not be embedded have no row; they are in `embedding.failures`.
-
-    Raises:
-        ConsilienceError: unless the path ends in .parquet.
-    """
-    smiles = [collection.records[int(place)] for place in embedding.index]
-    texts = [str(Chem.MolToSmiles(item)) if isinstance(item, Chem.Mol) else str(item) for item in smiles]
-    write_embedding_table(collection, embedding, path, columns={"smiles": texts})
+def smiles_of(collection: Collection, index: np.ndarray) -> np.ndarray:
+    """(n,) the strings of the molecules at these places."""
+    chosen = [collection.records[int(place)] for place in index]
+    texts = [str(Chem.MolToSmiles(item)) if isinstance(item, Chem.Mol) else str(item) for item in chosen]
+    return np.array(texts, dtype=str)

@@ -274,6 +274,7 @@ class _Embedding:
     vectors: np.ndarray
     ids: np.ndarray
     index: np.ndarray
+    failures: tuple[Any, ...] = ()
 
 
 def test_written_embedding_has_ids_and_molecules(tmp_path: Path, bundled: Collection) -> None:

@@ -172,7 +172,7 @@ def test_embedding_does_not_depend_on_batches_or_order(trained, files, tmp_path,
 
 
 def test_embed_in_chunks(trained, files, tmp_path, command, monkeypatch) -> None:
-    from consilience.commands import embed
+    from consilience.core import embed
 
     whole = consilience.embed(trained, files["molecules"])
     monkeypatch.setattr(embed, "CHUNK", 7)

@@ -74,7 +74,7 @@ def read_out(
 
     def features(network: FoundationModel) -> np.ndarray:
         """(n, D) embeddings of all records."""
-        return embed_in_chunks(network, collection, science.name, -1, "mean", 64, progress).vectors
+        return embed_in_chunks(network, collection, science.name, progress).vectors
 
     table: dict[str, np.ndarray | None] = {"majority / mean": None}
     if tasks:
