@@ -9,6 +9,8 @@ import torch
 
 def centred(positions: np.ndarray, real: np.ndarray) -> np.ndarray:
     """The clouds with their centroid (unweighted mean) at the origin; padding stays zero."""
+    if real.all():
+        return positions - positions.sum(1, keepdims=True) / max(positions.shape[1], 1)
     count = np.maximum(real.sum(1), 1)[:, None, None]
     middle = np.where(real[..., None], positions, 0.0).sum(1, keepdims=True) / count
     return np.where(real[..., None], positions - middle, 0.0)

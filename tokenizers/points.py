@@ -238,7 +238,7 @@ class PointTokenizer(Tokenizer[Sequence[PointCloud]]):
                 point_orders.gather_rows(middle, order),
                 point_orders.gather_rows(members, order),
             )
-        local = clouds[np.arange(len(clouds))[:, None, None], members]
+        local = point_orders.gather_rows(clouds, members)
         local[..., :3] -= middle[:, :, None]
         values[rows, : members.shape[1]] = local.reshape(*members.shape[:2], -1)
         places[rows, : members.shape[1]] = middle

@@ -6,6 +6,7 @@ import torch
 
 from consilience.core.batch import TokenBatch
 from consilience.tokenizers import point_orders, point_patches
+from consilience.tokenizers.point_frames import centred
 from consilience.tokenizers.point_patches import make_patches
 from consilience.tokenizers.point_records import PointTable
 from consilience.tokenizers.points import PointTokenizer
@@ -125,3 +126,24 @@ def test_a_cloud_with_fewer_points_than_patches_gets_one_patch_a_point():
     assert tokens.length.tolist() == [8, 20] == tokenizer.lengths(mixed).tolist()
     assert len({tuple(place) for place in tokens.positions[0, :8].tolist()}) == 8
     assert (tokens.values[0, 8:] == 0).all() and (tokens.positions[0, 8:] == 0).all()
+
+
+def test_grids_and_centring_do_not_depend_on_padding() -> None:
+    rng = np.random.default_rng(0)
+    full, real = rng.normal(size=(4, 20, 3)), np.ones((4, 20), dtype=bool)
+    padded = np.concatenate([full, np.zeros((4, 5, 3))], axis=1)
+    some = np.concatenate([real, np.zeros((4, 5), dtype=bool)], axis=1)
+    np.testing.assert_array_equal(
+        point_orders.grid_cells(full, real), point_orders.grid_cells(padded, some)[:, :20]
+    )
+    np.testing.assert_array_equal(centred(full, real), centred(padded, some)[:, :20])
+    assert not centred(padded, some)[:, 20:].any()
+
+
+@pytest.mark.parametrize("order_shape", [(3, 4), (3, 2, 5)])
+def test_gathering_equals_an_index_into_both_axes(order_shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    order = rng.integers(0, 7, order_shape)
+    rows = np.arange(3).reshape(3, *[1] * (len(order_shape) - 1))
+    for array in (rng.normal(size=(3, 7)), rng.normal(size=(3, 7, 9))[..., :3], rng.normal(size=(3, 7, 0))):
+        np.testing.assert_array_equal(point_orders.gather_rows(array, order), array[rows, order])
