@@ -192,15 +192,16 @@ def _begin(folder: Path, plan: CachePlan, columns: Mapping[str, np.ndarray]) -> 
                 f"{folder} holds a token cache of other data, options or another version: choose another --out, "
                 "or remove it"
             )
-        return
-    if any(path.name != LOCK and not path.name.endswith(".part") for path in folder.iterdir()):
+    elif any(path.name != LOCK and not path.name.endswith(".part") for path in folder.iterdir()):
         raise ConsilienceError(f"{folder} is not empty: choose another --out, or remove what is in it")
-    part = folder / f"{RECORDS}.part"
-    table = pa.table({name: pa.array(column) for name, column in columns.items()})
-    with part.open("wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
-    os.replace(part, folder / RECORDS)
-    _write_json(folder / PLAN, plan.as_json())
+    else:
+        _write_json(folder / PLAN, plan.as_json())
+    if not (folder / RECORDS).is_file():
+        part = folder / f"{RECORDS}.part"
+        table = pa.table({name: pa.array(column) for name, column in columns.items()})
+        with part.open("wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+        os.replace(part, folder / RECORDS)
 
 
 def _write_draw(folder: Path, plan: CachePlan, records: Any, part: str, draw: int, index: np.ndarray) -> Any:

@@ -212,10 +212,15 @@ def _resumed(
             f"resume it with the same"
         )
     for name, part in prepared.items():
-        before = model.provenance.get("data", {}).get(name, {}).get("fingerprint")
-        if before != part.fingerprint:
+        before, now = model.provenance.get("data", {}).get(name, {}), part.provenance()
+        if before.get("fingerprint") != part.fingerprint:
             raise ConsilienceError(
-                f"{folder} was trained on {name} data with fingerprint {before}, this is "
+                f"{folder} was trained on {name} data with fingerprint {before.get('fingerprint')}, this is "
                 f"{part.fingerprint}: resume with the same file"
+            )
+        if before.get("token_cache") != now.get("token_cache"):
+            raise ConsilienceError(
+                f"{folder} was trained on {name} tokens of the cache {before.get('token_cache')}, this is "
+                f"{now.get('token_cache')}: resume with the same cache"
             )
     return model.train()

@@ -222,6 +222,18 @@ def test_a_writer_that_was_stopped_goes_on_to_the_same_bytes(stop, drawn, tmp_pa
     assert all(path.stat().st_mtime_ns == when for path, when in before.items() if path != done[-1])
 
 
+def test_a_writer_that_was_stopped_before_its_first_shard_goes_on(cache, tmp_path, monkeypatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("_write_json", "pa.table", "_write_draw"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"consilience.core.token_cache.{name}", stop)
+            with pytest.raises(KeyboardInterrupt):
+                written(tmp_path / "c")
+    assert contents(written(tmp_path / "c").folder) == contents(cache.folder)
+
+
 def truncate(folder: Path) -> None:
     path = folder / "train-0-00001.arrow"
     path.write_bytes(path.read_bytes()[:-100])

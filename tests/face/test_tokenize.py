@@ -179,7 +179,7 @@ def test_what_cannot_be_used_is_said_in_one_line(files, caches, tiny, tmp_path, 
     assert "shard_mib must be at least 1" in refused(*tokenize, f"--out={tmp_path / 'c'}", "--shard-mib=0")
 
 
-def test_a_run_is_not_resumed_with_the_tokens_of_another_tokenizer(files, tiny, tmp_path, command) -> None:
+def test_a_run_is_not_resumed_with_other_tokens(files, tiny, tmp_path, command) -> None:
     words = [word for word in tiny if "limit" not in word]
     for name, length in (("a", 90), ("b", 95)):
         options = {"max_length": length}
@@ -192,3 +192,10 @@ def test_a_run_is_not_resumed_with_the_tokens_of_another_tokenizer(files, tiny, 
     (tmp_path / "b").rename(tmp_path / "a")
     shown = command("train", f"--out={tmp_path / 'run'}", "--resume", "--training.steps=5")
     assert shown.code == 2 and "was written with another tokenizer than the run's" in shown.err
+    (tmp_path / "a").rename(tmp_path / "b")
+    options = {"max_length": 90}
+    consilience.tokenize(
+        "molecules", data=files["molecules"], out=tmp_path / "a", tokenizer_options=options, seed=1
+    )
+    shown = command("train", f"--out={tmp_path / 'run'}", "--resume", "--training.steps=5")
+    assert shown.code == 2 and "resume with the same cache" in shown.err
