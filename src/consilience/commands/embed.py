@@ -276,6 +276,9 @@ def _by_ray(
     target: Path | None,
     device: str,
 ) -> "Rows":
+    import torch
+
+    from consilience.core import embed as core_embed
     from consilience.engines import ray
 
     if folder is None or opened.source is None or opened.science is None or target is None:
@@ -289,6 +292,8 @@ def _by_ray(
         options=dict(opened.options),
         reading=reading,
         device=device,
+        chunk=core_embed.CHUNK,
+        threads=max(1, torch.get_num_threads() // max(1, workers)),
     )
     return ray.run(job, target, workers=workers)
 
