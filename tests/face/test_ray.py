@@ -169,7 +169,7 @@ def test_errors_are_one_line(run: Path, cluster: Path, tmp_path: Path) -> None:
     with pytest.raises(ConsilienceError, match="workers must be at least 1"):
         consilience.embed(run, cluster / "a.smi", out=tmp_path / "b.parquet", engine="ray", workers=0)
     with pytest.raises(ConsilienceError, match="give MODEL, FILE and --out as paths"):
-        consilience.embed(run, ["CCO"], domain="slow_science:DOMAIN", engine="ray")
+        consilience.embed(run, ["CCO"], engine="ray")
     with pytest.raises(ConsilienceError, match="known: plain, ray"):
         consilience.embed(run, cluster / "a.smi", engine="spark")  # type: ignore[arg-type]
     assert not (tmp_path / "b.parquet").exists()

@@ -153,8 +153,10 @@ def _computed(job: Job, folder: Path, workers: int) -> Iterator[int]:
     started = not ray.is_initialized()
     if started:
         # A cluster is joined where RAY_ADDRESS names one; else a small one is started for this run alone.
-        own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, "object_store_memory": STORE}
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="error", **own)
+        own: dict[str, Any] = (
+            {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, "object_store_memory": STORE}
+        )
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **own)
     try:
         yield from _in_order(_dataset(job, folder, workers))
     except RayError as error:
