@@ -28,6 +28,16 @@ Kernel = Literal["auto", "reference", "grouped", "padded", "varlen", "flex"]
 KERNELS: tuple[Kernel, ...] = ("auto", "reference", "grouped", "padded", "varlen", "flex")
 
 
+# On a CPU, by measurement (benchmarks/train_step.py):
+PRODUCT_ROWS = 256
+"""Up to so many rows half precision attends by plain matrix products."""
+FUSED_HALF_ROWS = 1024
+"""From so many rows on PyTorch's fused attention is as fast in half precision as in float32."""
+CHUNK_ROWS = 128
+"""Queries of one call for causal samples of CHUNK_ROWS to FUSED_HALF_ROWS rows."""
+HALF = (torch.bfloat16, torch.float16)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pattern:
     """Which rows may attend to which.
@@ -145,12 +155,14 @@ def attend(
     Returns:
         (T, H, d).
     """
+    asked = v.dtype
+    q, k, v = _same_precision(q, k, v, layout)
     if kernel == "auto":
         kernel = _choose(q, layout, bias)
     if kernel == "grouped":
-        return _grouped(q, k, v, layout, bias)
+        return _grouped(q, k, v, layout, bias).to(asked)
     if kernel == "varlen":
-        return _varlen(q, k, v, layout, bias)
+        return _varlen(q, k, v, layout, bias).to(asked)
     q_BHNd, k_BHNd, v_BHNd = (rearrange(layout.unflatten(x), "b n h d -> b h n d") for x in (q, k, v))
     if kernel == "reference":
         weights = attention_maps(q, k, layout, bias=bias)
@@ -161,12 +173,12 @@ def attend(
         out = _flex(q_BHNd, k_BHNd, v_BHNd, layout, bias)
     else:
         raise ConsilienceError(f"unknown attention kernel '{kernel}'; known: {', '.join(KERNELS)}")
-    return layout.flatten(rearrange(out, "b h n d -> b n h d"))
+    return layout.flatten(rearrange(out, "b h n d -> b n h d")).to(asked)
 
 
 def attention_maps(q: Tensor, k: Tensor, layout: Layout, *, bias: Tensor | None = None) -> Tensor:
     """(B, H, N, N) attention weights over padded rows: the definition that every kernel must match."""
-    q_BHNd, k_BHNd = (rearrange(layout.unflatten(x), "b n h d -> b h n d") for x in (q, k))
+    q_BHNd, k_BHNd = (rearrange(layout.unflatten(x), "b n h d -> b h n d") for x in (q, k.to(q.dtype)))
     scores = q_BHNd @ k_BHNd.transpose(-1, -2) / q.shape[-1] ** 0.5
     if bias is not None:
         scores = scores + bias
@@ -176,6 +188,7 @@ def attention_maps(q: Tensor, k: Tensor, layout: Layout, *, bias: Tensor | None 
 def attend_cached(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """New rows (the last ones) against all rows so far, causally. q: (B, M, H, d), k, v: (B, N, H, d)."""
     new, total = q.shape[1], k.shape[1]
+    q = q.to(k.dtype)
     mask = None
     if new > 1:
         mask = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
@@ -184,11 +197,22 @@ def attend_cached(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return rearrange(out, "b h n d -> b n h d")
 
 
+def _same_precision(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalised queries and keys may be float32 beside half-precision values: all in the precision to compute in.
+
+    On a CPU PyTorch's fused attention in half precision is slower than in float32 up to about a thousand rows (its
+    backward three times at 64 rows); up to PRODUCT_ROWS plain products in half precision beat both.
+    """
+    dtype = v.dtype
+    if not v.is_cuda and dtype in HALF and PRODUCT_ROWS < layout.real.shape[1] < FUSED_HALF_ROWS:
+        dtype = torch.float32
+    return q.to(dtype), k.to(dtype), v.to(dtype)
+
+
 def _choose(q: Tensor, layout: Layout, bias: Tensor | None) -> Kernel:
     if not q.is_cuda or layout.dense:
         return "grouped"
-    half = q.dtype in (torch.bfloat16, torch.float16)
-    if half and bias is None and layout.pattern.kind != "block" and _varlen_function() is not None:
+    if q.dtype in HALF and bias is None and layout.pattern.kind != "block" and _varlen_function() is not None:
         return "varlen"
     return "padded"
 
@@ -226,13 +250,46 @@ def _select(matrix: Tensor, samples: Tensor, columns: Tensor) -> Tensor:
 def _fused(
     q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, allowed: Tensor | None, bias: Tensor | None
 ) -> Tensor:
-    """One call of PyTorch's attention on (G, H, n, d) without padding."""
+    """One call of PyTorch's attention on (G, H, n, d) without padding; a few for long causal samples on a CPU."""
     if bias is None and pattern.kind != "block":
-        return F.scaled_dot_product_attention(q, k, v, is_causal=pattern.kind == "causal")
+        causal = pattern.kind == "causal"
+        with torch.autocast(q.device.type, enabled=False):  # the precision was chosen
+            if not q.is_cuda and q.dtype in HALF and q.shape[2] <= PRODUCT_ROWS:
+                return _products(q, k, v, causal)
+            if not q.is_cuda and causal and CHUNK_ROWS < q.shape[2] < FUSED_HALF_ROWS:
+                return _chunked(q, k, v)
+            return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     mask = None if allowed is None else allowed[:, None]
     if bias is not None:
         mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def _products(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """Attention as two batched products and a softmax."""
+    g, _, n, d = q.shape
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    if causal:
+        above = torch.full((n, n), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
+        scores = torch.baddbmm(above, q, k.transpose(1, 2), alpha=d**-0.5)
+    else:
+        scores = torch.bmm(q * d**-0.5, k.transpose(1, 2))
+    return torch.bmm(scores.softmax(-1), v).unflatten(0, (g, -1))
+
+
+def _chunked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention in chunks of queries, each against the keys it may see: skips most of the upper triangle.
+
+    PyTorch's CPU kernel skips it only in steps of 512 keys.
+    """
+    n = q.shape[2]
+    parts = []
+    for first in range(0, n, CHUNK_ROWS):
+        stop = min(first + CHUNK_ROWS, n)
+        mask = torch.ones(stop - first, stop, dtype=torch.bool, device=q.device).tril(first)
+        seen = k[:, :, :stop], v[:, :, :stop]
+        parts.append(F.scaled_dot_product_attention(q[:, :, first:stop], *seen, attn_mask=mask))
+    return torch.cat(parts, dim=2)
 
 
 def _dense_bias(layout: Layout, bias: Tensor | None) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from consilience.core.embedding import PairBias, TokenEmbedder
+from consilience.core.kernels import apply_linear
 from consilience.core.likelihoods import Field, NegativeBinomial
 from consilience.core.objectives.base import Objective
 from consilience.core.tokenizer import Tokenizer
@@ -57,7 +58,7 @@ class Port(nn.Module):
         """
         found: dict[Field, Tensor] = {}
         for name in self.likelihoods:
-            found[name] = self.heads[f"{name}_head"](states)
+            found[name] = apply_linear(self.heads[f"{name}_head"], states)
             if address is not None and self.spec.addresses:
                 found[name] = found[name] + self.offsets[f"{name}_offset"](address)
         return found

@@ -39,12 +39,6 @@ def rotary_angles(positions: Tensor, periods: tuple[float, float], head_width: i
     return torch.nn.functional.pad(angles, (0, planes - each * n_coordinates))
 
 
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn the planes (x_i, x_{i + d/2}) of each head. x: (..., H, d); cosine, sine: (..., 1, d / 2)."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
-
-
 def fourier_features(values: Tensor, periods: tuple[float, float], count: int) -> Tensor:
     """Sines and cosines of the values. values: (..., C) -> (..., 2 * C * count)."""
     phase = (values.float()[..., None] * frequencies(periods, count, device=values.device)).flatten(-2)

@@ -18,13 +18,13 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from consilience.core.attention import KERNELS, Kernel, Layout, attend, attend_cached, attention_maps
 from consilience.core.errors import ConsilienceError
-from consilience.core.positions import fourier_features, rotate
+from consilience.core.kernels import apply_linear, linear, rms_norm, rotation, squared_relu, turn
+from consilience.core.positions import fourier_features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,11 @@ class TimeModulation(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each pre-normalised, modulated by time and added to the residual stream."""
+    """Attention, then MLP, each pre-normalised, modulated by time and added to the residual stream.
+
+    Where all rows share one level of time, the weight of a norm, the modulation and the gate are folded into the
+    matrices beside them: D x D work in place of passes over T x D.
+    """
 
     def __init__(self, config: CoreConfig) -> None:
         super().__init__()
@@ -154,12 +158,12 @@ class Block(nn.Module):
         width, hidden = config.width, int(config.mlp_ratio * config.width)
         if config.mlp == "swiglu":
             hidden = int(hidden * 2 / 3)
-        self.attention_norm = nn.RMSNorm(width, eps=1e-6)
-        self.query_norm = nn.RMSNorm(config.head_width, eps=1e-6)
-        self.key_norm = nn.RMSNorm(config.head_width, eps=1e-6)
+        self.attention_norm = nn.Parameter(torch.ones(width))
+        self.query_norm = nn.Parameter(torch.ones(config.head_width))
+        self.key_norm = nn.Parameter(torch.ones(config.head_width))
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.attention_out = nn.Linear(width, width, bias=False)
-        self.mlp_norm = nn.RMSNorm(width, eps=1e-6)
+        self.mlp_norm = nn.Parameter(torch.ones(width))
         self.mlp_in = nn.Linear(width, 2 * hidden if config.mlp == "swiglu" else hidden, bias=False)
         self.mlp_out = nn.Linear(hidden, width, bias=False)
         self.time_table = nn.Parameter(torch.zeros(6 * width))
@@ -172,23 +176,20 @@ class Block(nn.Module):
         x: Tensor,
         shared: Tensor,
         time_index: Tensor | None,
-        turn: "tuple[Tensor, ...] | None",
+        planes: tuple[Tensor, Tensor] | None,
         layout: Layout,
         bias: Tensor | None,
         cache: "tuple[KeyValueCache, int] | None" = None,
         maps: list[Tensor] | None = None,
     ) -> Tensor:
-        """x: (T, D) -> (T, D). shared: (U, 6 D); time_index: (T,); turn: cosines and sines (T, 1, d / 2)."""
-        modulation = shared + self.time_table
-        if time_index is not None:
-            modulation = modulation[time_index]
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
-        h = torch.addcmul(shift_a, self.attention_norm(x), 1 + scale_a)
-        q, k, v = rearrange(self.qkv(h), "t (three h d) -> three t h d", three=3, h=self.config.heads)
-        q, k = self.query_norm(q), self.key_norm(k)
-        if turn is not None:
-            q, k = rotate(q, turn[0], turn[1]), rotate(k, turn[2], turn[3])
-        q, k = q.to(v.dtype), k.to(v.dtype)
+        """x: (T, D) -> (T, D). shared: (U, 6 D); time_index: (T,); planes: of queries and keys, see `turn`."""
+        levels = (shared + self.time_table).unflatten(-1, (6, -1)).unbind(-2)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = levels
+        qkv = self._into(x, self.attention_norm, scale_a, shift_a, time_index, self.qkv)
+        q, k, v = qkv.unflatten(-1, (3, self.config.heads, -1)).unbind(1)
+        q, k = rms_norm(q) * self.query_norm, rms_norm(k) * self.key_norm
+        if planes is not None:
+            q, k = turn(q, planes[0]), turn(k, planes[1])
         if cache is not None:
             store, layer = cache
             q_B, k_B, v_B = (layout.unflatten(part) for part in (q, k, v))
@@ -197,17 +198,43 @@ class Block(nn.Module):
             mixed = attend(q, k, v, layout, bias=bias, kernel=self.config.kernel)
         if maps is not None:
             maps.append(attention_maps(q, k, layout, bias=bias))
-        x = torch.addcmul(x, self._drop(self.attention_out(mixed.flatten(1))), self.scale * (1 + gate_a))
-        h = self.mlp_in(torch.addcmul(shift_m, self.mlp_norm(x), 1 + scale_m))
+        x = self._back(x, mixed.flatten(1), gate_a, time_index, self.attention_out)
+        h = self._into(x, self.mlp_norm, scale_m, shift_m, time_index, self.mlp_in)
         if self.config.mlp == "swiglu":
             value, gate = h.chunk(2, dim=-1)
             h = value * F.silu(gate)
         else:
-            h = F.relu(h).square()
-        return torch.addcmul(x, self._drop(self.mlp_out(h)), self.scale * (1 + gate_m))
+            h = squared_relu(h)
+        return self._back(x, h, gate_m, time_index, self.mlp_out)
 
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x
+    @staticmethod
+    def _into(
+        x: Tensor, norm: Tensor, scale: Tensor, shift: Tensor, time_index: Tensor | None, layer: nn.Module
+    ) -> Tensor:
+        """W ((norm * x / rms(x)) (1 + scale) + shift): (T, D) -> (T, M). scale, shift: (U, D)."""
+        scale = norm * (1 + scale)
+        if time_index is None and type(layer) is nn.Linear:
+            return linear(
+                rms_norm(x).to(x.dtype), layer.weight * scale, (shift @ layer.weight.t()).squeeze(0)
+            )
+        normal = rms_norm(x).to(x.dtype)
+        return apply_linear(layer, torch.addcmul(_rows(shift, time_index), normal, _rows(scale, time_index)))
+
+    def _back(
+        self, x: Tensor, h: Tensor, gate: Tensor, time_index: Tensor | None, layer: nn.Module
+    ) -> Tensor:
+        """x + residual_scale (1 + gate) W h: (T, M) -> (T, D). gate: (U, D)."""
+        gate = self.scale * (1 + gate)
+        dropout = self.config.dropout if self.training else 0.0
+        if time_index is None and not dropout and type(layer) is nn.Linear:
+            return linear(h, layer.weight * gate.squeeze(0)[:, None], add=x)
+        branch = F.dropout(apply_linear(layer, h), dropout) if dropout else apply_linear(layer, h)
+        return torch.addcmul(x, branch, _rows(gate, time_index))
+
+
+def _rows(levels: Tensor, time_index: Tensor | None) -> Tensor:
+    """(U, D) by level of time -> (T, D) by row, or (1, D) where there is one level."""
+    return levels if time_index is None else F.embedding(time_index, levels)
 
 
 class Transformer(nn.Module):
@@ -218,7 +245,7 @@ class Transformer(nn.Module):
         self.config = config
         self.time = TimeModulation(config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.norm = nn.Parameter(torch.ones(config.width))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -250,13 +277,13 @@ class Transformer(nn.Module):
         layout = seen.layout
         x = layout.flatten(seen.rows)
         time_index = None if seen.time_index is None else layout.flatten(seen.time_index)
-        turn = self._turn(seen, x.dtype)
+        planes = self._planes(seen)
         shared = self.time(seen.time)
         states = [x]
         maps: list[Tensor] = []
         for number, block in enumerate(self.blocks):
             store = None if cache is None else (cache, number)
-            arguments = (x, shared, time_index, turn, layout, seen.bias, store, maps if attention else None)
+            arguments = (x, shared, time_index, planes, layout, seen.bias, store, maps if attention else None)
             if self.config.checkpoint_activations and self.training:
                 x = checkpoint(block, *arguments, use_reentrant=False)
             else:
@@ -266,15 +293,15 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.filled += seen.rows.shape[1]
         return States(
-            final=layout.unflatten(self.norm(x)),
+            final=layout.unflatten(rms_norm(x) * self.norm),
             layers=tuple(layout.unflatten(state) for state in states) if layers else (),
             attention=tuple(maps),
         )
 
     @staticmethod
-    def _turn(seen: CoreInput, dtype: torch.dtype) -> tuple[Tensor, ...] | None:
+    def _planes(seen: CoreInput) -> tuple[Tensor, Tensor] | None:
         if seen.angles is None:
             return None
-        keys = seen.layout.flatten(seen.angles)[:, None]
-        asked = keys if seen.query_angles is None else seen.layout.flatten(seen.query_angles)[:, None]
-        return tuple(part.to(dtype) for part in (asked.cos(), asked.sin(), keys.cos(), keys.sin()))
+        keys = rotation(seen.layout.flatten(seen.angles))
+        asked = keys if seen.query_angles is None else rotation(seen.layout.flatten(seen.query_angles))
+        return asked, keys

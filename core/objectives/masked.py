@@ -70,9 +70,10 @@ class Masked(Hiding):
 
 
 def masked_view(tokens: TokenBatch, hidden: Tensor, spec: TokenSpec) -> View:
-    """The view of a set of hidden tokens: time 1 where visible, 0 where hidden, attention without a mask.
+    """The view of a set of hidden tokens, attention without a mask.
 
-    The content of hidden rows is blanked as well, so that nothing downstream could read it by mistake.
+    The content of hidden rows is blanked as well, so that nothing downstream could read it by mistake. Time is 1
+    for all rows: that a row is hidden stands in its content already, and levels of time per row cost 6% of a step.
     """
     keep = ~hidden
     seen = replace(
@@ -85,6 +86,5 @@ def masked_view(tokens: TokenBatch, hidden: Tensor, spec: TokenSpec) -> View:
     return View(
         tokens=seen,
         hidden=hidden,
-        time=torch.tensor([0.0, 1.0], device=tokens.device),
-        time_index=keep.long(),
+        time=torch.ones(1, device=tokens.device),
     )

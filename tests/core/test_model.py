@@ -11,6 +11,7 @@ from torch import Tensor
 from consilience.core.batch import TokenBatch, TokenSpec
 from consilience.core.embedding import PairBias
 from consilience.core.errors import ConsilienceError
+from consilience.core.kernels import rms_norm
 from consilience.core.model import FoundationModel
 from consilience.core.objectives import Denoising, Masked, MaskedDiffusion, NextToken, Objective
 from consilience.core.synthetic import GaussianAR1, MarkovChain
@@ -204,7 +205,7 @@ def test_layers_and_attention_maps(tools):
         assert [tuple(x.shape) for x in states.layers] == [(b, m, d)] * 3
         assert [tuple(x.shape) for x in states.attention] == [(b, 4, m, m)] * 2
         real = torch.arange(m) < tokens.length[:, None] + (m - tokens.width)
-        last = model.core.norm(states.layers[-1]) * real[..., None]
+        last = rms_norm(states.layers[-1]) * model.core.norm * real[..., None]
         assert torch.allclose(states.final, last, atol=1e-6)
         for maps in states.attention:
             assert torch.allclose(maps.sum(-1), torch.ones(b, 4, m), atol=1e-5)

@@ -99,7 +99,8 @@ def test_an_objective_overfits_one_batch(objective, kind, tools):
         loss.backward()
         optimiser.step()
         losses.append(float(loss.detach()))
-    assert losses[-1] < losses[0] - 0.3
+    # Not the last one: a density that overfits a batch has ever steeper walls.
+    assert sorted(losses[-10:])[5] < losses[0] - 0.3
 
 
 def test_orders_of_next_token(tools):
