@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from consilience.tokenizers.spectra_records import SpectrumTable, measured_pixels
+from consilience.tokenizers.spectra_records import SpectraOnGrid, measured_pixels
 
-BLOCK_BYTES = 1 << 19
+BLOCK_BYTES = 1 << 18
 """Rows are processed in blocks of about this many bytes of flux, so that every pass after the first is in cache."""
 
 LARGEST_VALUE = 1e4
@@ -63,7 +63,7 @@ def grid_of_centres(centres: np.ndarray, patch_size: int, pixel_step: float) -> 
 
 
 def cut(
-    table: SpectrumTable, patch_size: int, *, max_weight: float, min_weight: float, first: int = 0
+    table: SpectraOnGrid, patch_size: int, *, max_weight: float, min_weight: float, first: int = 0
 ) -> Patches:
     """Scale the spectra and cut them into patches.
 
@@ -80,41 +80,53 @@ def cut(
     Returns:
         Patches with N = first + ceil(n_pixels / P).
     """
-    n, n_pixels = table.flux.shape
+    n, n_pixels = len(table), table.wavelength_angstrom.size
     width = n_patches(n_pixels, patch_size)
-    values = np.zeros((n, first + width, patch_size), dtype=np.float32)
-    weight = np.zeros_like(values)
+    values = np.empty((n, first + width, patch_size), dtype=np.float32)
+    weight = np.empty_like(values)
+    values[:, :first], weight[:, :first] = 0, 0
     scale = np.empty(n)
-    flat = slice(first * patch_size, first * patch_size + n_pixels)
-    step = max(1, BLOCK_BYTES // (table.flux.itemsize * n_pixels))
+    step = min(n, max(1, BLOCK_BYTES // (table.flux_type.itemsize * n_pixels)))
+    # One block's pixels, filled up to whole patches; every block reuses them, so they stay in the cache.
+    block_flux = np.zeros((step, width * patch_size), dtype=table.flux_type)
+    block_ivar = np.zeros((step, width * patch_size), dtype=table.inverse_variance_type)
+    bad = np.ones((step, width * patch_size), dtype=bool)
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
-        mask = None if table.mask is None else table.mask[rows]
-        flux, ivar = table.flux[rows], table.inverse_variance[rows]
-        good = measured_pixels(flux, ivar, mask)
-        flux, ivar = np.where(good, flux, 0), np.where(good, ivar, 0)
+        flux, ivar, unusable = (part[: rows.stop - start] for part in (block_flux, block_ivar, bad))
+        pixels = flux[:, :n_pixels], ivar[:, :n_pixels]
+        mask = table.read(rows, *pixels)
+        np.logical_not(measured_pixels(*pixels, mask), out=unusable[:, :n_pixels])
+        np.copyto(flux, 0, where=unusable)
+        np.copyto(ivar, 0, where=unusable)
         scale[rows] = _scale(flux, ivar, patch_size, width)
-        block = scale[rows, None].astype(flux.dtype)
-        ivar *= block
-        ivar *= block
-        flux /= block
-        good &= ivar >= min_weight
-        good &= np.abs(flux) <= LARGEST_VALUE
+        unit = scale[rows, None].astype(flux.dtype)
+        ivar *= unit
+        ivar *= unit
+        flux /= unit
+        # Not "<": a spectrum without a measured pixel has scale NaN, and all its pixels are bad.
+        unusable |= ~(ivar >= min_weight)
+        unusable |= ~(np.abs(flux) <= LARGEST_VALUE)
         flux -= 1
-        np.minimum(ivar, max_weight, out=ivar)
-        size = (rows.stop - rows.start, -1)
-        np.copyto(values[rows].reshape(size)[:, flat], flux, where=good, casting="same_kind")
-        np.copyto(weight[rows].reshape(size)[:, flat], ivar, where=good, casting="same_kind")
+        np.clip(ivar, 0, max_weight, out=ivar)
+        np.copyto(flux, 0, where=unusable)
+        np.copyto(ivar, 0, where=unusable)
+        values[rows, first:] = flux.reshape(-1, width, patch_size)
+        weight[rows, first:] = ivar.reshape(-1, width, patch_size)
+        unusable[:, n_pixels:] = True
     return Patches(values=values, weight=weight, scale=scale)
 
 
 def _scale(flux: np.ndarray, inverse_variance: np.ndarray, patch_size: int, width: int) -> np.ndarray:
-    """(n,) float64: see `cut`. NaN where nothing is measured. Unmeasured pixels come as zeros in both arrays."""
-    n, n_pixels = flux.shape
-    if n_pixels < width * patch_size:
-        extra = ((0, 0), (0, width * patch_size - n_pixels))
-        flux, inverse_variance = np.pad(flux, extra), np.pad(inverse_variance, extra)
-    shape = (n, width, patch_size)
+    """(n,) float64: see `cut`. NaN where nothing is measured.
+
+    Args:
+        flux: (n, width * patch_size), zero where not measured.
+        inverse_variance: the same.
+        patch_size: pixels a patch.
+        width: patches a spectrum.
+    """
+    n, shape = len(flux), (len(flux), width, patch_size)
     weight = inverse_variance.reshape(shape)
     total = np.einsum("npc->np", weight)
     light = np.einsum("npc,npc->np", np.abs(flux).reshape(shape), weight)

@@ -24,19 +24,19 @@ def wavelength_problem(wavelength_angstrom: np.ndarray) -> str | None:
     """Why a wavelength grid cannot be used, or None when it can: it must be positive and increasing."""
     if wavelength_angstrom.ndim != 1 or not wavelength_angstrom.size:
         return "it has no pixels"
+    falls = ~(wavelength_angstrom[1:] > wavelength_angstrom[:-1])  # NaN is not greater than anything
+    if wavelength_angstrom[0] > 0 and wavelength_angstrom[-1] < np.inf and not falls.any():
+        return None
     bad = ~(np.isfinite(wavelength_angstrom) & (wavelength_angstrom > 0))
     if bad.any():
         pixel = int(np.argmax(bad))
         return f"the wavelength of pixel {pixel} is {wavelength_angstrom[pixel]}; give positive numbers in Å"
-    falls = wavelength_angstrom[1:] <= wavelength_angstrom[:-1]
-    if falls.any():
-        pixel = int(np.argmax(falls))
-        before, after = wavelength_angstrom[pixel : pixel + 2]
-        return (
-            f"wavelengths must increase, but {before:g} Å at pixel {pixel} is followed by {after:g} Å; "
-            "sort the pixels and drop repeats"
-        )
-    return None
+    pixel = int(np.argmax(falls))
+    before, after = wavelength_angstrom[pixel : pixel + 2]
+    return (
+        f"wavelengths must increase, but {before:g} Å at pixel {pixel} is followed by {after:g} Å; "
+        "sort the pixels and drop repeats"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -145,6 +145,22 @@ class SpectrumTable:
             id=str(row if self.ids is None else self.ids[row]),
         )
 
+    @property
+    def flux_type(self) -> np.dtype[Any]:
+        """float32 or float64."""
+        return self.flux.dtype
+
+    @property
+    def inverse_variance_type(self) -> np.dtype[Any]:
+        """float32 or float64."""
+        return self.inverse_variance.dtype
+
+    def read(self, rows: slice, flux: np.ndarray, inverse_variance: np.ndarray) -> np.ndarray | None:
+        """Copy these rows into the given arrays; returns their mask."""
+        np.copyto(flux, self.flux[rows])
+        np.copyto(inverse_variance, self.inverse_variance[rows])
+        return None if self.mask is None else self.mask[rows]
+
     def __iter__(self) -> Iterator[Spectrum]:
         return (self[row] for row in range(len(self)))
 
@@ -160,6 +176,56 @@ class SpectrumTable:
         )
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SpectrumGroup:
+    """Spectra of a list that share one grid, one precision and having a mask or not; read in blocks, never stacked.
+
+    Args:
+        spectra: at least one.
+    """
+
+    spectra: Sequence[Spectrum]
+
+    def __len__(self) -> int:
+        return len(self.spectra)
+
+    @property
+    def wavelength_angstrom(self) -> np.ndarray:
+        """(n_pix,) observed wavelengths in Å."""
+        return self.spectra[0].wavelength_angstrom
+
+    @property
+    def flux_type(self) -> np.dtype[Any]:
+        """float32 or float64."""
+        return self.spectra[0].flux.dtype
+
+    @property
+    def inverse_variance_type(self) -> np.dtype[Any]:
+        """float32 or float64."""
+        return self.spectra[0].inverse_variance.dtype
+
+    def read(self, rows: slice, flux: np.ndarray, inverse_variance: np.ndarray) -> np.ndarray | None:
+        """Copy these rows into the given arrays; returns their mask."""
+        masks = []
+        for row, spectrum in enumerate(self.spectra[rows]):
+            flux[row], inverse_variance[row] = spectrum.flux, spectrum.inverse_variance
+            if spectrum.mask is not None:
+                masks.append(spectrum.mask)
+        return np.stack(masks) if masks else None
+
+    def table(self) -> SpectrumTable:
+        """The same spectra as a table."""
+        masks = [spectrum.mask for spectrum in self.spectra if spectrum.mask is not None]
+        return SpectrumTable(
+            wavelength_angstrom=self.wavelength_angstrom,
+            flux=np.stack([spectrum.flux for spectrum in self.spectra]),
+            inverse_variance=np.stack([spectrum.inverse_variance for spectrum in self.spectra]),
+            mask=np.stack(masks) if masks else None,
+            ids=np.array([spectrum.id for spectrum in self.spectra]),
+        )
+
+
+SpectraOnGrid: TypeAlias = SpectrumTable | SpectrumGroup
 SpectrumRecords: TypeAlias = Sequence[Spectrum] | SpectrumTable
 
 
@@ -180,10 +246,10 @@ def nothing_measured(flux: np.ndarray) -> str:
     return "the inverse variance is zero (or every pixel is masked) everywhere; drop this spectrum"
 
 
-def tables_of(records: SpectrumRecords) -> list[tuple[np.ndarray, SpectrumTable]]:
-    """Group usable records by wavelength grid: [(their (m,) indices, a table of them)], in order of first use.
+def groups_of(records: SpectrumRecords) -> list[tuple[np.ndarray, SpectraOnGrid]]:
+    """Group usable records by wavelength grid: [(their (m,) indices, the spectra)], in order of first use.
 
-    Fluxes of different precision form tables of their own, so that a neighbour never changes a record's tokens.
+    Fluxes of different precision form groups of their own, so that a neighbour never changes a record's tokens.
     """
     if isinstance(records, SpectrumTable):
         return [(np.arange(len(records)), records)] if len(records) else []
@@ -191,21 +257,18 @@ def tables_of(records: SpectrumRecords) -> list[tuple[np.ndarray, SpectrumTable]
     seen: dict[int, tuple[np.ndarray, bytes]] = {}  # holds the arrays, so that an id stays theirs
     for index, record in enumerate(records):
         wavelength = record.wavelength_angstrom
-        grid = seen.setdefault(id(wavelength), (wavelength, b""))[1]
+        grid = seen.get(id(wavelength), (wavelength, b""))[1]
         if not grid:
             grid = wavelength.tobytes()
             seen[id(wavelength)] = (wavelength, grid)
         key = (grid, record.flux.dtype, record.inverse_variance.dtype, record.mask is None)
         groups.setdefault(key, []).append(index)
-    return [(np.array(rows), _stack([records[i] for i in rows])) for rows in groups.values()]
+    return [(np.array(rows), SpectrumGroup(spectra=[records[i] for i in rows])) for rows in groups.values()]
 
 
-def _stack(spectra: Sequence[Spectrum]) -> SpectrumTable:
-    masks = [spectrum.mask for spectrum in spectra if spectrum.mask is not None]
-    return SpectrumTable(
-        wavelength_angstrom=spectra[0].wavelength_angstrom,
-        flux=np.stack([spectrum.flux for spectrum in spectra]),
-        inverse_variance=np.stack([spectrum.inverse_variance for spectrum in spectra]),
-        mask=np.stack(masks) if masks else None,
-        ids=np.array([spectrum.id for spectrum in spectra]),
-    )
+def tables_of(records: SpectrumRecords) -> list[tuple[np.ndarray, SpectrumTable]]:
+    """`groups_of`, each as a table."""
+    return [
+        (rows, group if isinstance(group, SpectrumTable) else group.table())
+        for rows, group in groups_of(records)
+    ]

@@ -241,6 +241,40 @@ def test_bad_records_are_named_with_their_row(table, tokenizer, change, message)
     )
 
 
+def test_flux_beyond_the_range_of_numbers_is_refused(table, tokenizer):
+    bright = with_pixels(table[1], flux=np.full(100, 1e38, np.float32))
+    with pytest.raises(UnreadableRecordError, match="in a larger unit") as caught, np.errstate(all="ignore"):
+        tokenizer.encode([table[0], bright])
+    assert caught.value.index == 1
+
+
+def test_tokens_are_valid(table, tokenizer):
+    tokenizer.encode(table).validate(tokenizer.spec)
+    tokenizer.encode(list(table)).validate(tokenizer.spec)
+    tokenizer.encode([]).validate(tokenizer.spec)
+
+
+def test_the_first_bad_record_is_named_whatever_is_wrong_with_it(table, tokenizer):
+    dark = with_pixels(table[2], inverse_variance=np.zeros(100))
+    other = with_pixels(table[3], wavelength_angstrom=np.geomspace(4000, 5000, 100))
+    other_dark = with_pixels(other, flux=np.full(100, np.nan))
+    backwards = with_pixels(table[4], wavelength_angstrom=np.geomspace(9800, 3600, 100))
+    holed = np.geomspace(3600, 9800, 100)
+    holed[50] = np.nan
+    with_hole = with_pixels(table[4], wavelength_angstrom=holed)
+    for records, row, message in (
+        ([table[0], other_dark, dark], 1, "every flux is NaN"),
+        ([other, table[0], dark, other_dark], 2, "inverse variance is zero"),
+        ([table[0], dark, backwards], 1, "inverse variance is zero"),
+        ([table[0], backwards, dark], 1, "must increase"),
+        ([table[0], table[1], with_hole], 2, "pixel 50 is nan"),
+    ):
+        assert next(iter(tokenizer.check(records))).index == row
+        with pytest.raises(UnreadableRecordError, match=message) as caught:
+            tokenizer.encode(records)
+        assert caught.value.index == row
+
+
 def test_bad_rows_of_a_table_are_named(table, tokenizer):
     ivar = table.inverse_variance.copy()
     ivar[3] = 0
