@@ -74,7 +74,9 @@ def roles(names: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def spectra_of_columns(columns: Mapping[str, Any], source: str, *, error: float | None = None) -> ReadSpectra:
+def spectra_of_columns(
+    columns: Mapping[str, Any], source: str, *, error: float | None = None, before: int = 0
+) -> ReadSpectra:
     """Spectra from named columns; see NAMES for the names that are understood.
 
     Args:
@@ -83,6 +85,7 @@ def spectra_of_columns(columns: Mapping[str, Any], source: str, *, error: float 
             with n entries become labels.
         source: file name for messages.
         error: error of every pixel in the flux's unit, where the file gives none.
+        before: rows of the file that stand before these: spectra without an id are named by their row.
 
     Raises:
         ConsilienceError: a missing column, or columns that do not fit together.
@@ -104,12 +107,14 @@ def spectra_of_columns(columns: Mapping[str, Any], source: str, *, error: float 
         if part is not None and not _flat(part) and len(part) != n:
             raise ConsilienceError(f"{source}: `{role}` has {len(part)} rows for {n} spectra")
     names = np.atleast_1d(columns[found["id"]]) if "id" in found else np.empty(0)
-    ids = np.array([_text(name) for name in names] if len(names) == n else [str(row) for row in range(n)])
+    ids = np.array(
+        [_text(name) for name in names] if len(names) == n else [str(before + row) for row in range(n)]
+    )
     try:
         records = _records(parts, ids)
     except ConsilienceError as problem:
         raise ConsilienceError(f"{source}: {problem}") from problem
-    return keep_usable(records, ids, _labels(columns, found, n))
+    return keep_usable(records, ids, labels_of_columns(columns, found, n))
 
 
 def keep_usable(records: SpectrumRecords, ids: np.ndarray, labels: Mapping[str, np.ndarray]) -> ReadSpectra:
@@ -221,7 +226,7 @@ def _spread(part: Any, n: int) -> Any:
     return [part] * n if part is None or _flat(part) else part
 
 
-def _labels(columns: Mapping[str, Any], found: Mapping[str, str], n: int) -> dict[str, np.ndarray]:
+def labels_of_columns(columns: Mapping[str, Any], found: Mapping[str, str], n: int) -> dict[str, np.ndarray]:
     """Other one-dimensional columns with one number or text a row; the redshift under that name."""
     used = {name for role, name in found.items() if role != "redshift"}
     labels: dict[str, np.ndarray] = {}

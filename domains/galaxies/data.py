@@ -1,6 +1,7 @@
 """Reading galaxies: one file, a folder or a pattern of files, into one Collection."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import numpy as np
 
 from consilience.core.errors import ConsilienceError
 from consilience.core.records import Collection, Failure, fingerprint
-from consilience.domains.galaxies.columns import ReadSpectra, spectra_of_columns
+from consilience.domains.galaxies.columns import ReadSpectra, labels_of_columns, roles, spectra_of_columns
 from consilience.domains.galaxies.fits_files import read_fits
-from consilience.domains.galaxies.tables import read_columns
+from consilience.domains.galaxies.tables import parquet_pieces, read_columns
+from consilience.domains.pieces import Piece, end_to_end, pieces_of, regroup
 from consilience.tokenizers.spectra_records import Spectrum, SpectrumRecords, SpectrumTable
 
 FITS_ENDINGS = (".fits", ".fit", ".fits.gz", ".fit.gz")
@@ -48,6 +50,66 @@ def read_spectra(path: Path, *, format: str | None = None, error: float | None =
         row += len(part.records) + len(part.failures)
         parts.append(part)
     return _collection(_join(parts, tuple(failures)), files, str(path))
+
+
+def stream_spectra(
+    path: Path, size: int, *, format: str | None = None, error: float | None = None
+) -> Iterator[Piece]:
+    """Spectra in pieces of `size`; arguments and errors as in `read_spectra`.
+
+    A .parquet file with a spectrum a row is read piece by piece, its labels once before; all else as a whole.
+    """
+    if path.suffix.lower() != ".parquet" or not path.is_file() or not _spectrum_a_row(path):
+        yield from pieces_of(read_spectra(path, format=format, error=error), size)
+        return
+    if error is not None and not error > 0:
+        raise ConsilienceError(f"error must be positive, not {error}")
+    kept = _telling_labels(path)
+
+    def pieces() -> Iterator[Piece]:
+        before = 0
+        for columns in parquet_pieces(path, size):
+            n = len(next(iter(columns.values())))
+            found = spectra_of_columns(columns, str(path), error=error, before=before)
+            failures = tuple(replace(failure, index=before + failure.index) for failure in found.failures)
+            unread = [failure.index for failure in failures]
+            collection = Collection(
+                records=found.records,
+                ids=found.ids,
+                source=str(path),
+                origin="user",
+                fingerprint="",
+                labels={name: found.labels[name] for name in kept},
+                failures=failures,
+            )
+            yield Piece(collection=collection, places=np.setdiff1d(np.arange(before, before + n), unread))
+            before += n
+
+    yield from regroup(pieces(), size, join=end_to_end)
+
+
+def _spectrum_a_row(path: Path) -> bool:
+    """Whether the flux of a .parquet file has many numbers a row (else its rows are the pixels of one spectrum)."""
+    first = next(parquet_pieces(path, 1), {})
+    name = roles(first).get("flux")
+    return name is not None and np.ndim(first[name][0]) > 0
+
+
+def _telling_labels(path: Path) -> list[str]:
+    """The labels that `_labels` keeps, found without reading a spectrum."""
+    first: dict[str, Any] = {}
+    telling: dict[str, bool] = {}
+    broken: set[str] = set()
+    found = roles(next(parquet_pieces(path, 1), {}))
+    for columns in parquet_pieces(path, 65_536, nested=False):
+        n = len(next(iter(columns.values()), ()))
+        labels = labels_of_columns(columns, found, n)
+        broken |= set(telling) - set(labels)
+        for name, column in labels.items():
+            value = first.setdefault(name, column[0])
+            known = telling.setdefault(name, name == "redshift")
+            telling[name] = known or bool((column[1:] != value).any() or column[0] != value)
+    return [name for name, tells in telling.items() if tells and name not in broken]
 
 
 def _files(path: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """Galaxies: spectra on their instrument's wavelength grid, with inverse variances."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,9 +10,10 @@ from consilience.core.errors import ConsilienceError
 from consilience.core.records import Collection
 from consilience.core.tokenizer import Tokenizer
 from consilience.domains.base import Domain, QuickPreset, Task
-from consilience.domains.galaxies.data import read_spectra
+from consilience.domains.galaxies.data import read_spectra, stream_spectra
 from consilience.domains.galaxies.evaluate import pca_baseline, tasks_of
 from consilience.domains.galaxies.writers import write_spectra
+from consilience.domains.pieces import Piece
 from consilience.tokenizers.spectra import SpectrumTokenizer
 
 if TYPE_CHECKING:
@@ -42,12 +43,11 @@ class Galaxies(Domain):
 
     def read(self, path: Path, **options: Any) -> Collection:
         """A file, a folder or a pattern of files; options `format` and `error`, see `data.read_spectra`."""
-        unknown = sorted(set(options) - {"format", "error"})
-        if unknown:
-            raise ConsilienceError(
-                f"unknown option `{unknown[0]}` for reading galaxies; known: format, error"
-            )
-        return read_spectra(Path(path), **options)
+        return read_spectra(Path(path), **_known(options))
+
+    def stream(self, path: Path, size: int, **options: Any) -> Iterator[Piece]:
+        """The same in pieces; see `data.stream_spectra`."""
+        return stream_spectra(Path(path), size, **_known(options))
 
     def tasks(self, collection: Collection) -> list[Task]:
         """The redshift first, then other labels."""
@@ -68,6 +68,14 @@ class Galaxies(Domain):
         from consilience.domains.galaxies.figure import filled_spectra
 
         return filled_spectra(models, collection, test)
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    """The options, when all are known."""
+    unknown = sorted(set(options) - {"format", "error"})
+    if unknown:
+        raise ConsilienceError(f"unknown option `{unknown[0]}` for reading galaxies; known: format, error")
+    return options
 
 
 DOMAIN = Galaxies()

@@ -1,11 +1,15 @@
 """Named columns out of npz, HDF5, parquet and FITS tables."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from consilience.core.errors import ConsilienceError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def read_columns(path: Path) -> dict[str, Any]:
@@ -45,6 +49,24 @@ def _hdf5(path: Path) -> dict[str, Any]:
     return columns
 
 
+def parquet_pieces(path: Path, size: int, *, nested: bool = True) -> Iterator[dict[str, Any]]:
+    """All columns of a .parquet file, `size` rows at a time; without `nested`, those of one value a row alone."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            wanted = [
+                field.name
+                for field in file.schema_arrow
+                if nested or pa.types.is_struct(field.type) or not pa.types.is_nested(field.type)
+            ]
+            for batch in file.iter_batches(batch_size=size, columns=wanted):
+                yield _arrays(pa.Table.from_batches([batch]))
+    except (pa.ArrowException, OSError) as problem:
+        raise ConsilienceError(f"{path}: cannot be read as parquet ({problem})") from problem
+
+
 def _parquet(path: Path) -> dict[str, Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -53,6 +75,12 @@ def _parquet(path: Path) -> dict[str, Any]:
         table = pq.read_table(path)
     except pa.ArrowException as problem:
         raise ConsilienceError(f"{path}: cannot be read as parquet ({problem})") from problem
+    return _arrays(table)
+
+
+def _arrays(table: "pa.Table") -> dict[str, Any]:
+    import pyarrow as pa
+
     while any(pa.types.is_struct(field.type) for field in table.schema):
         table = table.flatten()
     return {name: table[name].to_numpy() for name in table.column_names}

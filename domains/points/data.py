@@ -4,6 +4,7 @@ Records are a PointTable (a list of PointCloud that is fast). Clouds that cannot
 atoms at one place) stand in `failures` with their place in the source.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from consilience.core.errors import ConsilienceError
 from consilience.core.records import Collection, Failure, Origin, fingerprint
+from consilience.domains.pieces import Piece, pieces_of, regroup
 from consilience.domains.points import conformers, readers
 from consilience.domains.points.shapes import shape_labels
 from consilience.domains.points.source import Source, without_hydrogens
@@ -62,8 +64,32 @@ def read(path: Path, *, hydrogens: bool = True, group_by: str | None = None) -> 
     return collect(source, name=str(path), origin=source.origin)
 
 
-def collect(source: Source, *, name: str, origin: Origin) -> Collection:
-    """The usable clouds of a source, with labels of their shape beside its own."""
+def stream(path: Path, size: int, *, hydrogens: bool = True, group_by: str | None = None) -> Iterator[Piece]:
+    """The clouds of a file in pieces of `size`; arguments and errors as in `read`.
+
+    .xyz and .extxyz are read frame by frame, twice; the others as a whole.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".xyz", ".extxyz") or not path.is_file() or group_by is not None:
+        yield from pieces_of(read(path, hydrogens=hydrogens, group_by=group_by), size)
+        return
+
+    def pieces() -> Iterator[Piece]:
+        for source in readers.xyz_pieces(path, size):
+            chosen = source if hydrogens else without_hydrogens(source)
+            found = collect(chosen, name=str(path), origin=source.origin, partly=True)
+            unread = [failure.index for failure in found.failures]
+            yield Piece(collection=found, places=np.setdiff1d(source.places, unread))
+
+    yield from regroup(pieces(), size, join=_joined)
+
+
+def _joined(parts: Sequence[PointTable]) -> PointTable:
+    return PointTable.of([cloud for table in parts for cloud in table])
+
+
+def collect(source: Source, *, name: str, origin: Origin, partly: bool = False) -> Collection:
+    """The usable clouds of a source, with labels of their shape beside its own; of a piece there may be none."""
     table, refused = readable(source.clouds)
     accepted = np.array([i for i in range(len(source.clouds)) if i not in refused], dtype=np.int64)
     refused |= {int(accepted[i]): reason for i, reason in problems(table).items()}
@@ -73,7 +99,7 @@ def collect(source: Source, *, name: str, origin: Origin) -> Collection:
         for i, reason in refused.items()
     ]
     failures = sorted([*source.failures, *failures], key=lambda failure: failure.index)
-    if not len(good):
+    if not len(good) and not partly:
         why = f"; the first: {failures[0].reason}" if failures else ""
         raise ConsilienceError(f"{name}: no point cloud can be used{why}")
     clouds = table.take(good) if len(good) < len(table) else table

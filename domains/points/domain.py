@@ -1,6 +1,6 @@
 """Points as a domain: everything the rest of the package asks of this science."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,6 +9,7 @@ import numpy as np
 from consilience.core.records import Collection
 from consilience.core.tokenizer import Tokenizer
 from consilience.domains.base import Domain, QuickPreset, Task
+from consilience.domains.pieces import Piece
 from consilience.domains.points import data, evaluate, readers
 from consilience.tokenizers.points import PointTokenizer
 
@@ -39,6 +40,10 @@ class PointsDomain(Domain):
     def read(self, path: Path, **options: Any) -> Collection:
         """Clouds of a file or folder; options and errors as in `data.read`."""
         return data.read(path, **options)
+
+    def stream(self, path: Path, size: int, **options: Any) -> Iterator[Piece]:
+        """Clouds of a file in pieces; see `data.stream`."""
+        return data.stream(path, size, **options)
 
     def tasks(self, collection: Collection) -> list[Task]:
         """QM9's properties, own labels, shapes; see `evaluate.tasks`."""

@@ -9,12 +9,15 @@ A folder: all such files in the order of their names.
 
 import io
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import ase.io
 import numpy as np
+import pandas as pd
 from plyfile import PlyData, PlyParseError
 from rdkit import Chem, rdBase
 
@@ -23,7 +26,7 @@ from consilience.core.records import Failure
 from consilience.domains.points import qm9
 from consilience.domains.points.arrays import read_npz
 from consilience.domains.points.conformers import flat_smiles
-from consilience.domains.points.source import Source, columns_of
+from consilience.domains.points.source import Kinds, Source, columns_of
 from consilience.tokenizers.point_records import PointCloud
 
 SUFFIXES = (".xyz", ".extxyz", ".sdf", ".ply", ".npz", ".csv")
@@ -87,9 +90,72 @@ def _read_folder(folder: Path) -> Source:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Frames:
+    """Consecutive frames of an xyz file.
+
+    Args:
+        clouds: n clouds.
+        ids: n names, as the file gives them.
+        places: n places in the file, counted from 0.
+        rows: n dictionaries of what is said of them.
+        failures: frames that cannot be read.
+        numbers: n numbers of the readable frames, counted from 0.
+    """
+
+    clouds: list[PointCloud]
+    ids: list[str]
+    places: list[int]
+    rows: Sequence[Mapping[str, Any]]
+    failures: list[Failure]
+    numbers: Sequence[int]
+
+    def source(self, *, unique: bool | None = None, kinds: Kinds | None = None) -> Source:
+        """A Source; `unique` and `kinds` are those of the whole file where the frames are a piece of it."""
+        unique = len(set(self.ids)) == len(self.ids) if unique is None else unique
+        names = [f"{name}#{number}" for name, number in zip(self.ids, self.numbers)]
+        return Source(
+            clouds=self.clouds,
+            ids=self.ids if unique else names,
+            places=self.places,
+            labels=columns_of(self.rows, kinds),
+            failures=tuple(self.failures),
+        )
+
+
 def _read_xyz(path: Path) -> Source:
+    return next(read_frames(path, None)).source()
+
+
+def xyz_pieces(path: Path, size: int) -> Iterator[Source]:
+    """The frames of an .xyz or .extxyz file in pieces; the file is read twice (see `Kinds`, and names)."""
+    kinds, hashes = Kinds(), [np.zeros(0, np.uint64)]
+    for frames in read_frames(path, size):
+        kinds = kinds.join(Kinds.of(frames.rows))
+        hashes.append(pd.util.hash_array(np.array(frames.ids, dtype=object), categorize=False))
+    every = np.sort(np.concatenate(hashes))
+    unique = not bool((every[1:] == every[:-1]).any())
+    for frames in read_frames(path, size):
+        yield frames.source(unique=unique, kinds=kinds)
+
+
+def read_frames(path: Path, size: int | None) -> Iterator[Frames]:
+    """Frames in pieces of `size`; None = all at once."""
+    frames, number = enumerate(_frames(path)), 0
+    while True:
+        part = list(islice(frames, size))
+        if not part and (number or size is not None):
+            return
+        made = _read_frames(path, part, number)
+        number += len(made.clouds)
+        yield made
+        if size is None:
+            return
+
+
+def _read_frames(path: Path, frames: Sequence[tuple[int, tuple[int, str]]], number: int) -> Frames:
     clouds, ids, places, rows, failures = [], [], [], [], []
-    for place, (line, text) in enumerate(_frames(path)):
+    for place, (line, text) in frames:
         try:
             atoms: Any = ase.io.read(io.StringIO(text), format="extxyz")
         except (ValueError, KeyError, IndexError, OSError) as error:
@@ -104,8 +170,13 @@ def _read_xyz(path: Path) -> Source:
         ids.append(_name(info, f"{path.stem}-{place}"))
         places.append(place)
         rows.append(info)
-    return Source(
-        clouds=clouds, ids=_unique(ids), places=places, labels=columns_of(rows), failures=tuple(failures)
+    return Frames(
+        clouds=clouds,
+        ids=ids,
+        places=places,
+        rows=rows,
+        failures=failures,
+        numbers=range(number, number + len(clouds)),
     )
 
 

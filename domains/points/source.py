@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 
@@ -50,18 +51,54 @@ def without_hydrogens(source: Source) -> Source:
     return replace(source, clouds=clouds)
 
 
-def columns_of(rows: Sequence[Mapping[str, object]]) -> dict[str, np.ndarray]:
+SCALAR = (int, float, str, bool, np.number, np.bool_)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kinds:
+    """What the labels of records are.
+
+    Args:
+        names: of what is a number or a string somewhere, in order of appearance.
+        text: names with a string somewhere.
+        nested: names with something else somewhere (an array).
+    """
+
+    names: tuple[str, ...] = ()
+    text: frozenset[str] = frozenset()
+    nested: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, object]]) -> Self:
+        """The kinds of some records' labels."""
+        held = [(name, value) for row in rows for name, value in row.items() if value is not None]
+        return cls(
+            names=tuple(dict.fromkeys(name for name, value in held if isinstance(value, SCALAR))),
+            text=frozenset(name for name, value in held if isinstance(value, str)),
+            nested=frozenset(name for name, value in held if not isinstance(value, SCALAR)),
+        )
+
+    def join(self, other: Self) -> Self:
+        """The kinds of all records of both."""
+        return type(self)(
+            names=tuple(dict.fromkeys([*self.names, *other.names])),
+            text=self.text | other.text,
+            nested=self.nested | other.nested,
+        )
+
+
+def columns_of(rows: Sequence[Mapping[str, object]], kinds: Kinds | None = None) -> dict[str, np.ndarray]:
     """Labels of n records from their dictionaries: numeric where every value is a number, else strings.
 
-    Values that are neither numbers nor strings (arrays, nested data) are no labels.
+    Values that are neither numbers nor strings (arrays, nested data) are no labels. `kinds` are those of the whole
+    file where the records are a piece of it.
     """
-    scalar = (int, float, str, bool, np.number, np.bool_)
-    names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, scalar))
+    kinds = Kinds.of(rows) if kinds is None else kinds
     columns = {}
-    for name in names:
+    for name in kinds.names:
         values = [row.get(name) for row in rows]
-        if any(isinstance(value, str) for value in values):
-            columns[name] = np.array(["" if value is None else str(value) for value in values])
-        elif all(value is None or isinstance(value, scalar) for value in values):
+        if name in kinds.text:
+            columns[name] = np.array(["" if value is None else str(value) for value in values], dtype=str)
+        elif name not in kinds.nested:
             columns[name] = np.array([np.nan if value is None else float(value) for value in values])  # type: ignore[arg-type]
     return columns
