@@ -89,9 +89,14 @@ class Notation:
     ) -> tuple[list[str], dict[int, str]]:
         """The strings of all records, and place -> reason for those that have none (their string is "")."""
         refused: dict[int, str] = {}
-        if self.form == "as-given" and self.language == "smiles" and set(map(type, records)) <= {str}:
-            return list(records), refused
         random = self.form == "randomised" and generator is not None
+        if set(map(type, records)) <= {str}:
+            if self.form == "as-given" and self.language == "smiles":
+                return list(records), refused
+            if not random:
+                remembered = [self._memory.get(record) for record in records]
+                if None not in remembered:
+                    return [text for text in remembered if text is not None], refused
         seeds = torch.randint(1, 2**31 - 1, (len(records),), generator=generator).tolist() if random else None
         texts = []
         for place, record in enumerate(records):
