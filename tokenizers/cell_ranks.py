@@ -18,8 +18,7 @@ class RanksView(CellView):
 
     given = 0
 
-    @property
-    def spec(self) -> TokenSpec:
+    def _make_spec(self) -> TokenSpec:
         """V symbols at max_genes addresses and one rotary coordinate, both the rank."""
         return TokenSpec(
             name="cells",
@@ -42,8 +41,9 @@ class RanksView(CellView):
         self, parts: Parts, cells: Expressed, totals: np.ndarray, rng: np.random.Generator | None
     ) -> None:
         """The best ranked genes, up to max_genes; nothing is random."""
-        weight = (1 / self.statistics.median).astype(np.float32)
-        genes, length = ranked(cells, cells.counts * weight[cells.genes], self.options.max_genes)
+        score = (1 / self.statistics.median).astype(np.float32).take(cells.genes)
+        score *= cells.counts
+        genes, length = ranked(cells, score, self.options.max_genes)
         parts["ids"][:, : genes.shape[1]] = genes
         self._set_ranks(parts, length)
 

@@ -29,10 +29,10 @@ class CellView(ABC):
         self.options = options
         self.statistics = statistics
         self.genes: list[str] = statistics.genes.tolist()
+        self.spec = self._make_spec()  # once: with 20,000 symbols it costs as much as a few cells
 
-    @property
     @abstractmethod
-    def spec(self) -> TokenSpec:
+    def _make_spec(self) -> TokenSpec:
         """What the tokens look like."""
 
     @abstractmethod
@@ -91,8 +91,7 @@ class CountsView(CellView):
             return self.statistics.log_top / 2, self.statistics.log_top / 6
         return self.statistics.log_count
 
-    @property
-    def spec(self) -> TokenSpec:
+    def _make_spec(self) -> TokenSpec:
         """One channel of counts at 1 + V addresses."""
         shift, scale = self.standardisation
         return TokenSpec(
