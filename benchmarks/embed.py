@@ -120,7 +120,8 @@ def untrained(science: str, path: Path, settings: Mapping[str, Any]) -> Foundati
 def file_to_file(report: Report, science: str, sizes: list[int], folder: Path, threads: int) -> None:
     """`consilience embed` in a process of its own, at every size."""
     ending, write, settings = FILES[science]
-    seconds, peaks = [], []
+    seconds: list[float] = []
+    peaks: list[float] = []
     for n in sizes:
         path = folder / f"{science}-{n}{ending}"
         write(path, n)
@@ -140,7 +141,8 @@ def file_to_file(report: Report, science: str, sizes: list[int], folder: Path, t
         spent, peak = peak_memory(words, {"OMP_NUM_THREADS": str(threads)})
         seconds.append(spent)
         peaks.append(peak)
-        rate = "" if len(seconds) == 1 else f"{(n - sizes[0]) / max(spent - seconds[0], 1e-9):,.0f}"
+        beyond = spent - seconds[0]  # not above 0 where others kept the machine busy
+        rate = f"{(n - sizes[0]) / beyond:,.0f}" if beyond > 0 else "-"
         report.add(science, f"{n:,}", spent, rate, peak, f"{peak / peaks[0]:.2f}")
         path.unlink()
 

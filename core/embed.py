@@ -6,6 +6,8 @@ start marks. A vector depends on its batch only in the last bits of float32; the
 however many processes share them.
 """
 
+import ctypes
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
@@ -125,7 +127,19 @@ def embed_tokens(
             if view.start is not None:
                 counted = counted & ~view.start
             vectors[chosen] = pool_rows(rows.float(), counted, pool).cpu().numpy()
+    if model.device.type == "cpu":
+        give_back_memory()
     return vectors
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system, where the C library can: batches of many shapes leave holes in the heap.
+
+    Without, the memory of a long stream of short records grows by a fifth before it settles.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def by_tokens(lengths: np.ndarray, budget: int) -> list[slice]:
