@@ -186,15 +186,16 @@ def attention_maps(q: Tensor, k: Tensor, layout: Layout, *, bias: Tensor | None 
 
 
 def attend_cached(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """New rows (the last ones) against all rows so far, causally. q: (B, M, H, d), k, v: (B, N, H, d)."""
-    new, total = q.shape[1], k.shape[1]
-    q = q.to(k.dtype)
+    """New rows (the last ones) against all rows so far, causally. q: (B, M, H, d), k, v: (B, H, N, d)."""
+    new, total = q.shape[1], k.shape[2]
+    q = q.transpose(1, 2).to(k.dtype)
+    if new == 1 and not q.is_cuda:  # reading the cache is all the work: plain products do so in one run
+        scores = torch.bmm(q.flatten(0, 1) * q.shape[-1] ** -0.5, k.flatten(0, 1).transpose(1, 2))
+        return torch.bmm(scores.softmax(-1), v.flatten(0, 1)).unflatten(0, q.shape[:2]).transpose(1, 2)
     mask = None
     if new > 1:
         mask = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
-    q, k, v = (rearrange(x, "b n h d -> b h n d") for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return rearrange(out, "b h n d -> b n h d")
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
 def _same_precision(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:

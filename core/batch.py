@@ -178,6 +178,11 @@ class TokenBatch:
         """Reorder tokens: row i of the result is row `order[b, i]`. order: (B, N) int64."""
         return self._per_token(lambda tensor: _gather_rows(tensor, order))
 
+    def columns(self, first: int, stop: int) -> Self:
+        """Token rows first..stop of every sample, as samples of that many tokens."""
+        cut = self._per_token(lambda tensor: tensor[:, first:stop])
+        return replace(cut, length=torch.full_like(self.length, stop - first))
+
     def trim(self) -> Self:
         """Drop columns that are padding in every sample."""
         width = max(int(self.length.max()), 1) if self.size else 0

@@ -30,8 +30,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, add: Tensor
         add: (T, M), a residual stream; it keeps its own precision under autocast.
     """
     if _onednn(x, weight):
-        return _Linear.apply(x, weight, bias, add)
-    out = F.linear(x, weight, bias)
+        if not torch.compiler.is_compiling():
+            return _run(_Linear, x, weight, bias, add)
+        out = _compiled_product(x, weight)  # a compiler fuses the sums into what follows
+        out = out if bias is None else out + bias
+    else:
+        out = F.linear(x, weight, bias)
     return out if add is None else add + out
 
 
@@ -51,12 +55,12 @@ def rms_norm(x: Tensor) -> Tensor:
     """
     if _plain(x):
         return F.rms_norm(x, x.shape[-1:], eps=EPSILON)
-    return _RMSNorm.apply(x if x.dtype == torch.float64 else x.float())
+    return _run(_RMSNorm, x if x.dtype == torch.float64 else x.float())
 
 
 def squared_relu(x: Tensor) -> Tensor:
     """max(x, 0)^2."""
-    return F.relu(x).square() if _plain(x) else _SquaredReLU.apply(x)
+    return F.relu(x).square() if _plain(x) else _run(_SquaredReLU, x)
 
 
 def turn(x: Tensor, planes: Tensor) -> Tensor:
@@ -80,6 +84,20 @@ def rotation(angles: Tensor) -> Tensor:
     if _plain(angles):  # compilers do not fuse complex numbers
         return torch.stack([angles.cos(), angles.sin()], dim=-1)
     return torch.complex(angles.cos(), angles.sin())
+
+
+class _NoContext:
+    """Stands for autograd's context where there are no gradients."""
+
+    def save_for_backward(self, *_: Tensor) -> None:
+        """Nothing is kept."""
+
+
+def _run(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    """The function; without autograd's own cost (tens of microseconds) where no gradient is wanted."""
+    if torch.is_grad_enabled():
+        return function.apply(*arguments)
+    return function.forward(_NoContext(), *arguments)
 
 
 def _plain(x: Tensor) -> bool:
@@ -106,7 +124,7 @@ def _onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         HAS_ONEDNN
         and torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
-        and not _plain(x)
+        and x.device.type == "cpu"
         and x.dim() == 2
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")  # then oneDNN is PyTorch's own choice
@@ -117,6 +135,48 @@ def _onednn(x: Tensor, weight: Tensor) -> bool:
 def _product(x: Tensor, weight: Tensor) -> Tensor:
     """x @ weight^T by oneDNN."""
     return torch.ops.mkldnn._linear_pointwise.default(x, weight, None, "none", [], "")
+
+
+def _weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """gradient^T @ x by oneDNN. Only this form runs at its full speed, and it takes oneDNN's own tensors."""
+    return torch.ops.aten.mkldnn_linear_backward_weights.default(
+        gradient.contiguous().to_mkldnn(), x.contiguous().to_mkldnn(), weight.contiguous(), False
+    )[0].to_dense()
+
+
+# The same two as operators that torch.compile takes as they are: left alone, it would go back to MKL.
+
+
+@torch.library.custom_op("consilience::product", mutates_args=())
+def _compiled_product(x: Tensor, weight: Tensor) -> Tensor:
+    return _product(x.contiguous(), weight)
+
+
+@torch.library.custom_op("consilience::weight_gradient", mutates_args=())
+def _compiled_weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    return _weight_gradient(gradient, x, weight)
+
+
+@_compiled_product.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+@_compiled_weight_gradient.register_fake
+def _(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(weight.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _product_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    x, weight = ctx.saved_tensors
+    return _compiled_product(gradient, weight.t()), _compiled_weight_gradient(gradient, x, weight)
+
+
+_compiled_product.register_autograd(_product_backward, setup_context=_keep)
 
 
 class _Linear(torch.autograd.Function):
@@ -136,12 +196,7 @@ class _Linear(torch.autograd.Function):
         gradient = gradient.contiguous()
         to_x, to_weight, to_bias, to_add = ctx.needs_input_grad
         into_x = _product(gradient, weight.t()) if to_x else None
-        into_weight = None
-        if to_weight:
-            # Only this form of the product over rows runs at oneDNN's speed; it takes oneDNN's own tensors.
-            into_weight = torch.ops.aten.mkldnn_linear_backward_weights.default(
-                gradient.to_mkldnn(), x.contiguous().to_mkldnn(), weight.contiguous(), False
-            )[0].to_dense()
+        into_weight = _weight_gradient(gradient, x, weight) if to_weight else None
         return into_x, into_weight, gradient.sum(0) if to_bias else None, gradient if to_add else None
 
 

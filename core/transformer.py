@@ -14,7 +14,7 @@ Notable choices:
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -114,19 +114,28 @@ class States:
 
 
 class KeyValueCache:
-    """Keys and values of the rows seen so far, one pair a layer, in buffers of fixed size."""
+    """Keys and values of the rows seen so far, one pair a layer, in buffers of fixed size; for one set of weights."""
 
     def __init__(self, config: CoreConfig, batch: int, rows: int, like: Tensor) -> None:
-        shape = (config.depth, 2, batch, rows, config.heads, config.head_width)
+        # Heads before rows: a new row then reads the keys of a head in one run.
+        shape = (config.depth, 2, batch, config.heads, rows, config.head_width)
         self.buffer = torch.empty(shape, dtype=like.dtype, device=like.device)
         self.filled = 0
+        self.folded: dict[int, Folded] = {}
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add (B, M, H, d) keys and values of one layer; returns all of that layer."""
+        """Add (B, M, H, d) keys and values of one layer; returns all of that layer, (B, H, N, d)."""
         stop = self.filled + k.shape[1]
-        self.buffer[layer, 0, :, self.filled : stop] = k
-        self.buffer[layer, 1, :, self.filled : stop] = v
-        return self.buffer[layer, 0, :, :stop], self.buffer[layer, 1, :, :stop]
+        self.buffer[layer, 0, :, :, self.filled : stop] = k.transpose(1, 2)
+        self.buffer[layer, 1, :, :, self.filled : stop] = v.transpose(1, 2)
+        return self.buffer[layer, 0, :, :, :stop], self.buffer[layer, 1, :, :, :stop]
+
+    def keep(self, samples: Tensor) -> None:
+        """Go on with these samples alone. samples: (G,) int64."""
+        depth, two, _, heads, rows, width = self.buffer.shape
+        kept = self.buffer.new_empty(depth, two, len(samples), heads, rows, width)
+        kept[:, :, :, :, : self.filled] = self.buffer[:, :, samples, :, : self.filled]
+        self.buffer = kept
 
 
 class TimeModulation(nn.Module):
@@ -183,9 +192,13 @@ class Block(nn.Module):
         maps: list[Tensor] | None = None,
     ) -> Tensor:
         """x: (T, D) -> (T, D). shared: (U, 6 D); time_index: (T,); planes: of queries and keys, see `turn`."""
-        levels = (shared + self.time_table).unflatten(-1, (6, -1)).unbind(-2)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = levels
-        qkv = self._into(x, self.attention_norm, scale_a, shift_a, time_index, self.qkv)
+        levels = (shared + self.time_table).unflatten(-1, (6, -1)).unbind(-2)  # 6 of (U, D)
+        folded = self._folded(levels, cache) if time_index is None and self._can_fold else None
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (_rows(level, time_index) for level in levels)
+        if folded is not None:
+            qkv = linear(rms_norm(x).to(x.dtype), folded.qkv, folded.qkv_bias)
+        else:
+            qkv = apply_linear(self.qkv, _modulated(x, self.attention_norm * (1 + scale_a), shift_a))
         q, k, v = qkv.unflatten(-1, (3, self.config.heads, -1)).unbind(1)
         q, k = rms_norm(q) * self.query_norm, rms_norm(k) * self.key_norm
         if planes is not None:
@@ -198,38 +211,67 @@ class Block(nn.Module):
             mixed = attend(q, k, v, layout, bias=bias, kernel=self.config.kernel)
         if maps is not None:
             maps.append(attention_maps(q, k, layout, bias=bias))
-        x = self._back(x, mixed.flatten(1), gate_a, time_index, self.attention_out)
-        h = self._into(x, self.mlp_norm, scale_m, shift_m, time_index, self.mlp_in)
+        mixed = mixed.flatten(1)
+        if folded is not None:
+            x = linear(mixed, folded.attention_out, add=x)
+            h = linear(rms_norm(x).to(x.dtype), folded.mlp_in, folded.mlp_in_bias)
+        else:
+            x = self._added(x, apply_linear(self.attention_out, mixed), gate_a)
+            h = apply_linear(self.mlp_in, _modulated(x, self.mlp_norm * (1 + scale_m), shift_m))
         if self.config.mlp == "swiglu":
             value, gate = h.chunk(2, dim=-1)
             h = value * F.silu(gate)
         else:
             h = squared_relu(h)
-        return self._back(x, h, gate_m, time_index, self.mlp_out)
+        if folded is not None:
+            return linear(h, folded.mlp_out, add=x)
+        return self._added(x, apply_linear(self.mlp_out, h), gate_m)
 
-    @staticmethod
-    def _into(
-        x: Tensor, norm: Tensor, scale: Tensor, shift: Tensor, time_index: Tensor | None, layer: nn.Module
-    ) -> Tensor:
-        """W ((norm * x / rms(x)) (1 + scale) + shift): (T, D) -> (T, M). scale, shift: (U, D)."""
-        scale = norm * (1 + scale)
-        if time_index is None and type(layer) is nn.Linear:
-            return linear(
-                rms_norm(x).to(x.dtype), layer.weight * scale, (shift @ layer.weight.t()).squeeze(0)
-            )
-        normal = rms_norm(x).to(x.dtype)
-        return apply_linear(layer, torch.addcmul(_rows(shift, time_index), normal, _rows(scale, time_index)))
+    @property
+    def _can_fold(self) -> bool:
+        """Not with dropout between a matrix and its gate, and not where a layer was adapted (LoRA)."""
+        layers = (self.qkv, self.attention_out, self.mlp_in, self.mlp_out)
+        dropout = self.config.dropout and self.training
+        return not dropout and all(type(layer) is nn.Linear for layer in layers)
 
-    def _back(
-        self, x: Tensor, h: Tensor, gate: Tensor, time_index: Tensor | None, layer: nn.Module
-    ) -> Tensor:
-        """x + residual_scale (1 + gate) W h: (T, M) -> (T, D). gate: (U, D)."""
-        gate = self.scale * (1 + gate)
-        dropout = self.config.dropout if self.training else 0.0
-        if time_index is None and not dropout and type(layer) is nn.Linear:
-            return linear(h, layer.weight * gate.squeeze(0)[:, None], add=x)
-        branch = F.dropout(apply_linear(layer, h), dropout) if dropout else apply_linear(layer, h)
-        return torch.addcmul(x, branch, _rows(gate, time_index))
+    def _folded(self, levels: tuple[Tensor, ...], cache: "tuple[KeyValueCache, int] | None") -> "Folded":
+        """The matrices with norms, modulation and gates of one level of time inside; once per generation."""
+        if cache is not None and cache[1] in cache[0].folded:
+            return cache[0].folded[cache[1]]
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = levels
+        folded = Folded(
+            qkv=self.qkv.weight * (self.attention_norm * (1 + scale_a)),
+            qkv_bias=(shift_a @ self.qkv.weight.t()).squeeze(0),
+            attention_out=self.attention_out.weight * (self.scale * (1 + gate_a)).t(),
+            mlp_in=self.mlp_in.weight * (self.mlp_norm * (1 + scale_m)),
+            mlp_in_bias=(shift_m @ self.mlp_in.weight.t()).squeeze(0),
+            mlp_out=self.mlp_out.weight * (self.scale * (1 + gate_m)).t(),
+        )
+        if cache is not None:
+            cache[0].folded[cache[1]] = folded
+        return folded
+
+    def _added(self, x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
+        """x + residual_scale (1 + gate) branch."""
+        if self.config.dropout:
+            branch = F.dropout(branch, self.config.dropout, self.training)
+        return torch.addcmul(x, branch, self.scale * (1 + gate))
+
+
+class Folded(NamedTuple):
+    """The matrices of a block at one level of time."""
+
+    qkv: Tensor
+    qkv_bias: Tensor
+    attention_out: Tensor
+    mlp_in: Tensor
+    mlp_in_bias: Tensor
+    mlp_out: Tensor
+
+
+def _modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x / rms(x) * scale + shift."""
+    return torch.addcmul(shift, rms_norm(x).to(x.dtype), scale)
 
 
 def _rows(levels: Tensor, time_index: Tensor | None) -> Tensor:

@@ -134,9 +134,46 @@ def test_cached_attention_equals_causal_attention(steps):
     whole = attend(*(x.flatten(0, 1) for x in (q, k, v)), layout, kernel="reference").unflatten(0, (3, 6))
     done = 0
     for step in steps:
-        part = attend_cached(q[:, done : done + step], k[:, : done + step], v[:, : done + step])
+        seen = (x[:, : done + step].transpose(1, 2) for x in (k, v))
+        part = attend_cached(q[:, done : done + step], *seen)
         assert close(part, whole[:, done : done + step])
         done += step
+
+
+@pytest.mark.parametrize("kind", ["full", "causal"])
+@pytest.mark.parametrize("rows", [129, 300])
+def test_long_samples_equal_the_reference_with_gradients(kind, rows):
+    """Causal samples of this length go in chunks of queries on a CPU; the last chunk is not whole."""
+    generator = torch.Generator().manual_seed(0)
+    layout = Layout(torch.ones(2, rows, dtype=torch.bool), Pattern(kind=kind))
+    found = []
+    for kernel in ("grouped", "reference"):
+        generator.manual_seed(0)
+        q, k, v = (torch.randn(2 * rows, H, D, generator=generator).requires_grad_() for _ in range(3))
+        out = attend(q, k, v, layout, kernel=kernel)
+        out.square().sum().backward()
+        found.append((out.detach(), q.grad, k.grad, v.grad))
+    for ours, expected in zip(*found):
+        assert torch.allclose(ours, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["full", "causal"])
+@pytest.mark.parametrize("lengths", [(40, 40), (40, 17, 3), (300, 280)])
+def test_half_precision_is_close_to_float32(kind, lengths):
+    """Plain products for short samples and float32 for longer ones: both keep the dtype of the values."""
+    generator = torch.Generator().manual_seed(0)
+    real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    layout = Layout(real, Pattern(kind=kind))
+    q, k, v = (torch.randn(sum(lengths), H, D, generator=generator) for _ in range(3))
+    half = [x.bfloat16().requires_grad_() for x in (q, k, v)]
+    out = attend(
+        half[0].float(), half[1].float(), half[2], layout, kernel="grouped"
+    )  # q and k as after a norm
+    expected = attend(*(x.detach().float() for x in half), layout, kernel="reference")
+    assert out.dtype == torch.bfloat16
+    assert torch.allclose(out.float(), expected, atol=0.03)
+    out.float().square().sum().backward()
+    assert all(torch.isfinite(x.grad).all() for x in half)
 
 
 @pytest.mark.parametrize("rows", ["dense", "ragged", "modalities"])

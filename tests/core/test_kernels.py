@@ -129,3 +129,43 @@ def test_a_core_is_the_same_in_both_forms_and_with_folded_weights(mlp, levels):
         row_by_row = run(rows)
         index = None
         assert torch.allclose(run(rows), row_by_row, atol=1e-5)
+
+
+class Adapted(nn.Module):
+    """Wraps a linear layer, as LoRA does."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer, self.calls = layer, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.layer(x)
+
+
+def test_an_adapted_layer_is_called_and_not_folded_away():
+    torch.manual_seed(0)
+    core = Transformer(CoreConfig(width=32, depth=1, heads=4))
+    for parameter in core.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    layout = Layout(torch.ones(3, 7, dtype=torch.bool))
+    seen = CoreInput(rows=torch.randn(3, 7, 32), layout=layout, time=torch.ones(1))
+    before = core(seen).final
+    for name in ("qkv", "attention_out", "mlp_in", "mlp_out"):
+        adapted = Adapted(getattr(core.blocks[0], name))
+        setattr(core.blocks[0], name, adapted)
+        assert torch.allclose(core(seen).final, before, atol=1e-5)
+        assert adapted.calls == 1
+
+
+def test_compiled_products_have_the_same_gradients():
+    """The operators that torch.compile is given, without compiling."""
+    torch.manual_seed(0)
+    if not kernels.HAS_ONEDNN:
+        pytest.skip("this PyTorch has no oneDNN")
+    x, weight = torch.randn(40, 8), torch.randn(6, 8)
+    torch.library.opcheck(kernels._compiled_product, (x.requires_grad_(), weight.requires_grad_()))
+    seed = torch.randn(40, 6)
+    found = torch.autograd.grad((kernels._compiled_product(x, weight) * seed).sum(), (x, weight))
+    expected = torch.autograd.grad((x @ weight.t() * seed).sum(), (x, weight))
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(found, expected))
