@@ -284,7 +284,7 @@ def main() -> None:
             peers.notes.append(
                 "scGPT is not installed (`pip install --no-deps scgpt==0.2.4`): its rows are missing."
             )
-        cells, rounds = (32, 1) if chosen.quick else (512, 5)
+        cells, rounds = (32, 1) if chosen.quick else (256, 5)
         beside_scgpt(peers, cells, rounds, Path(name), chosen.data)
         peers.write(chosen.out)
 

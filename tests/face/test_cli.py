@@ -109,7 +109,9 @@ def test_several_sciences_share_one_core(files, tiny, tmp_path, command, monkeyp
     def watched(self, batch, batch_idx):
         loss = step(self, batch, batch_idx)
         weights = {n: p for n, p in self.model.core.named_parameters()}
-        gradients = torch.autograd.grad(loss, list(weights.values()), retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(
+            loss["loss"], list(weights.values()), retain_graph=True, allow_unused=True
+        )
         moved = {n for n, g in zip(weights, gradients) if g is not None and g.abs().sum() > 0}
         reached.setdefault(batch[0], set()).update(moved)
         return loss
