@@ -27,8 +27,7 @@ class Symbols(SyntheticTokenizer):
     """Symbols 0..V-1 in sequence: what a molecule's string is to the core."""
 
     def __init__(self, length: int) -> None:
-        super().__init__(MarkovChain())
-        self.length = length
+        super().__init__(MarkovChain(length=length))
 
     @property
     def spec(self) -> TokenSpec:

@@ -236,7 +236,7 @@ class TokenBatch:
                 raise ConsilienceError(f"{spec.name} tokens: `{name}` must lie in 0..{limit - 1}")
         for name in ("values", "weight", "positions"):
             tensor = getattr(self, name)
-            if tensor is not None and not bool(torch.isfinite(tensor).all()):
+            if tensor is not None and tensor.numel() and not _all_finite(tensor):
                 raise ConsilienceError(f"{spec.name} tokens: `{name}` holds NaN or infinity")
         if self.given is not None:
             rows = torch.arange(n, device=self.device)[None, :]
@@ -254,6 +254,12 @@ class TokenBatch:
             tensors = [getattr(batch, field.name) for batch in padded]
             parts[field.name] = None if tensors[0] is None else torch.cat(tensors)
         return cls(**parts)
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    """Whether there is no NaN and no infinity: the extremes tell, in one pass without a mask in between."""
+    least, greatest = torch.aminmax(tensor)
+    return bool(torch.isfinite(least) & torch.isfinite(greatest))
 
 
 def _gather_rows(tensor: Tensor, order: Tensor) -> Tensor:

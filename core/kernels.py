@@ -123,7 +123,7 @@ HAS_ONEDNN = _has_onednn()
 def _onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         HAS_ONEDNN
-        and torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
+        and bool(torch.backends.mkldnn.enabled)
         and x.device.type == "cpu"
         and x.dim() == 2
         and x.dtype == weight.dtype == torch.float32

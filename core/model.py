@@ -9,21 +9,25 @@ import numpy as np
 import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from consilience.core.attention import Layout
 from consilience.core.batch import TokenBatch, TokenSpec
 from consilience.core.errors import ConsilienceError
 from consilience.core.likelihoods import Field, Likelihood
 from consilience.core.modalities import join_angles, join_biases, join_patterns, join_times
-from consilience.core.objectives.base import Objective
+from consilience.core.objectives.base import Objective, sum_fields
 from consilience.core.port import Port
 from consilience.core.records import Failure
 from consilience.core.sampling import Sampling
 from consilience.core.tokenizer import Tokenizer
 from consilience.core.transformer import CoreConfig, CoreInput, KeyValueCache, States, Transformer
-from consilience.core.view import Loss, View
+from consilience.core.view import Loss, Scored, View
 
 Pool = Literal["mean", "last", "first"]
+
+HEAD_NUMBERS = 2**23
+"""Parameters of likelihoods that are held at once in training (32 MB); more are computed in pieces."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +162,29 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         for name, (view, targets) in drawn.items():
             own = states[:, first : first + view.tokens.width]
             first += view.tokens.width
-            port, scored = self._port(name), targets.select()
-            parameters = port.predict(own[targets.scored], scored.address)
-            losses[name] = self.objective.loss(port.likelihoods, parameters, scored)
+            losses[name] = self._loss_of_rows(self._port(name), own[targets.scored], targets.select())
         return losses
+
+    def _loss_of_rows(self, port: Port, states: Tensor, scored: Scored) -> Loss:
+        """Heads and likelihoods of the scored rows; in pieces that are computed again backwards where they are big.
+
+        4,096 rows of a vocabulary of 20,000 genes are 330 MB, several times over with their gradients.
+        """
+
+        def nats(states: Tensor, scored: Scored) -> Tensor:
+            return sum_fields(port.likelihoods, port.predict(states, scored.address), scored)
+
+        width = sum(likelihood.parameters for likelihood in port.likelihoods.values())
+        rows, count = max(1, HEAD_NUMBERS // width), states.shape[0]
+        if count <= rows:
+            return self.objective.reduce(nats(states, scored), port.likelihoods, scored)
+        parts = [
+            checkpoint(
+                nats, states[first : first + rows], scored.rows(first, first + rows), use_reentrant=False
+            )
+            for first in range(0, count, rows)
+        ]
+        return self.objective.reduce(torch.cat(parts), port.likelihoods, scored)
 
     def predictor(self, domain: str | None = None) -> "DomainPredictor":
         """The model seen through one science, for samplers and likelihoods."""

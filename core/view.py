@@ -4,7 +4,7 @@ A View is the only thing the core ever sees; Targets hold what the head is score
 row by row, is what the leak test relies on.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
 import torch
@@ -145,6 +145,12 @@ class Scored:
     weight: Tensor | None = None
     velocity: Tensor | None = None
     erased: Tensor | None = None
+
+    def rows(self, first: int, stop: int) -> Self:
+        """Rows first..stop alone."""
+        parts: dict[str, Any] = {part.name: getattr(self, part.name) for part in fields(self)}
+        cut: dict[str, Any] = {n: None if x is None else x[first:stop] for n, x in parts.items()}
+        return replace(self, **cut)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,8 +83,11 @@ class Objective(ABC):
     def loss(
         self, likelihoods: Mapping[Field, Likelihood], parameters: Mapping[Field, Tensor], scored: Scored
     ) -> Loss:
-        """Sum the nats of all fields over the scored rows; the scalar is their weighted mean per row."""
-        nats = sum_fields(likelihoods, parameters, scored)
+        """Sum the nats of all fields over the scored rows, and reduce them."""
+        return self.reduce(sum_fields(likelihoods, parameters, scored), likelihoods, scored)
+
+    def reduce(self, nats: Tensor, likelihoods: Mapping[Field, Likelihood], scored: Scored) -> Loss:
+        """The loss from the nats of every scored row (S,): the scalar is their weighted mean."""
         count = int(nats.shape[0])
         weighted = nats if scored.weight is None else nats * scored.weight
         return Loss(

@@ -18,7 +18,6 @@ from consilience.core.likelihoods import Field, Likelihood
 from consilience.core.objectives.base import (
     predictable,
     stratified,
-    sum_fields,
     uniform_like,
     weakened,
 )
@@ -45,12 +44,10 @@ class MaskedDiffusion(Hiding):
         weight = (n / k.clamp_min(1))[:, None].expand_as(noise)
         return masked_view(tokens, hidden, spec), Targets(tokens=tokens, scored=hidden, weight=weight)
 
-    def loss(
-        self, likelihoods: Mapping[Field, Likelihood], parameters: Mapping[Field, Tensor], scored: Scored
-    ) -> Loss:
+    def reduce(self, nats: Tensor, likelihoods: Mapping[Field, Likelihood], scored: Scored) -> Loss:
         """The bound in nats, over all predictable tokens (n per sample), not over the hidden ones."""
         assert scored.weight is not None
-        nats = sum_fields(likelihoods, parameters, scored) * scored.weight
+        nats = nats * scored.weight
         _, counts = torch.unique(scored.sample, return_counts=True)
         first = torch.cumsum(counts, 0) - counts
         tokens = int((scored.weight[first] * counts).round().sum())

@@ -416,3 +416,24 @@ def test_bad_options_of_objectives_are_named():
         Masked(rate=0.0)
     with pytest.raises(ConsilienceError, match="unknown order 'sideways'; known: natural, reversed, random"):
         NextToken(order="sideways")
+
+
+@pytest.mark.parametrize("kind", ["ids", "values", "counts", "mixed"])
+@pytest.mark.parametrize("objective", [NextToken(), Masked(), MaskedDiffusion()], ids=repr)
+def test_a_loss_in_pieces_is_the_loss(objective, kind, tools, monkeypatch):
+    """Value, nats, count and gradients do not depend on how many rows pass the heads at once."""
+    tokens = {kind: tools.batch_of(kind)}
+    found = []
+    for numbers in (2**23, 12):
+        monkeypatch.setattr("consilience.core.model.HEAD_NUMBERS", numbers)
+        model = tools.model_of(tools.spec_of(kind), objective).train()
+        loss = model.loss(tokens, tools.seeded(1))[kind]
+        loss.value.backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        found.append((loss, gradients))
+    (whole, expected), (pieces, gradients) = found
+    assert pieces.tokens == whole.tokens
+    assert pieces.kind == whole.kind
+    assert torch.allclose(pieces.value, whole.value, rtol=1e-5)
+    assert torch.allclose(pieces.nats, whole.nats, rtol=1e-6)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(gradients, expected, strict=True))
