@@ -133,10 +133,7 @@ def embed_tokens(
 
 
 def give_back_memory() -> None:
-    """Return freed memory to the system, where the C library can: batches of many shapes leave holes in the heap.
-
-    Without, the memory of a long stream of short records grows by a fifth before it settles.
-    """
+    """Return freed memory to the system, where the C library can: batches of many shapes leave holes in the heap."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

@@ -10,7 +10,7 @@ from consilience.commands.files import failures_path, replacing, try_writing, wr
 from consilience.commands.models import find_data, open_model, science_of
 from consilience.commands.parser import CommandParser
 from consilience.core.errors import ConsilienceError
-from consilience.engines.plain import Reading
+from consilience.engines.plain import Reading, remember_few_shapes
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -209,6 +209,7 @@ def new_parser() -> CommandParser:
 
 def run(options: "Namespace") -> None:
     """`consilience embed`."""
+    remember_few_shapes()
     given = options.as_dict()
     target = Path(given.pop("out")).expanduser()
     done = embed_to(given.pop("model"), given.pop("data"), target, **given, progress=True)

@@ -1,5 +1,6 @@
 """The engine of one process, and what every engine does with a piece."""
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,6 +11,16 @@ if TYPE_CHECKING:
     from consilience.domains.base import Domain
     from consilience.domains.pieces import Piece
     from consilience.domains.tables import EmbeddedRows
+
+
+def remember_few_shapes() -> None:
+    """Let torch's CPU library keep the plans of a few shapes; call before the first computation of a process.
+
+    It keeps the last 1,024 of two kinds by default. Batches of a stream have nearly all another number of tokens: a
+    plan serves the layers of one batch and is not asked for again, and memory would grow for thousands of records.
+    """
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        os.environ.setdefault(name, "64")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consilience.core.errors import ConsilienceError
-from consilience.engines.plain import Reading
+from consilience.engines.plain import Reading, remember_few_shapes
 
 if TYPE_CHECKING:
     from consilience.domains.base import Domain
@@ -250,6 +250,7 @@ class Embedder:
         from consilience import registry
         from consilience.commands.models import load
 
+        remember_few_shapes()
         torch.set_num_threads(job.threads)
         self.job, self.folder = job, folder
         self.science = registry.domain(job.science)
