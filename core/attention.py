@@ -185,17 +185,31 @@ def attention_maps(q: Tensor, k: Tensor, layout: Layout, *, bias: Tensor | None 
     return scores.masked_fill(~layout.mask()[:, None], float("-inf")).softmax(-1)
 
 
-def attend_cached(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """New rows (the last ones) against all rows so far, causally. q: (B, M, H, d), k, v: (B, H, N, d)."""
-    new, total = q.shape[1], k.shape[2]
+def attend_cached(q: Tensor, k: Tensor, v: Tensor, filled: int) -> Tensor:
+    """New rows (the last ones) against all rows so far, causally.
+
+    Args:
+        q: (B, M, H, d).
+        k, v: (B, H, N, d), of which `filled` rows count, the new ones included; the others hold zeros.
+        filled: at least M.
+
+    Returns:
+        (B, M, H, d).
+    """
+    new = q.shape[1]
     q = q.transpose(1, 2).to(k.dtype)
     if new == 1 and not q.is_cuda:  # reading the cache is all the work: plain products do so in one run
-        scores = torch.bmm(q.flatten(0, 1) * q.shape[-1] ** -0.5, k.flatten(0, 1).transpose(1, 2))
+        tail = q.new_zeros(1, 1, k.shape[2])
+        tail[..., filled:] = float("-inf")
+        keys = k.flatten(0, 1).transpose(1, 2)
+        scores = torch.baddbmm(tail, q.flatten(0, 1), keys, alpha=q.shape[-1] ** -0.5)
         return torch.bmm(scores.softmax(-1), v.flatten(0, 1)).unflatten(0, q.shape[:2]).transpose(1, 2)
     mask = None
     if new > 1:
-        mask = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+        mask = torch.ones(new, filled, dtype=torch.bool, device=q.device).tril(filled - new)
+    return F.scaled_dot_product_attention(q, k[:, :, :filled], v[:, :, :filled], attn_mask=mask).transpose(
+        1, 2
+    )
 
 
 def _same_precision(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:

@@ -114,28 +114,41 @@ class States:
 
 
 class KeyValueCache:
-    """Keys and values of the rows seen so far, one pair a layer, in buffers of fixed size; for one set of weights."""
+    """Keys and values of the rows seen so far, one pair a layer; for one set of weights.
+
+    Buffers hold a few rows more than are filled and are handed out whole: products over a part of a buffer would
+    copy it first. Rows that are not filled yet are zero.
+    """
+
+    STEP = 16
 
     def __init__(self, config: CoreConfig, batch: int, rows: int, like: Tensor) -> None:
         # Heads before rows: a new row then reads the keys of a head in one run.
-        shape = (config.depth, 2, batch, config.heads, rows, config.head_width)
-        self.buffer = torch.empty(shape, dtype=like.dtype, device=like.device)
+        first = min(rows, self.STEP)
+        shape = (config.depth, 2, batch, config.heads, first, config.head_width)
+        self.buffer = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.rows = rows
         self.filled = 0
         self.folded: dict[int, Folded] = {}
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add (B, M, H, d) keys and values of one layer; returns all of that layer, (B, H, N, d)."""
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Add (B, M, H, d) keys and values of one layer; returns the buffers (B, H, N, d) and how much is filled."""
         stop = self.filled + k.shape[1]
+        if stop > self.buffer.shape[4]:
+            self._grow(min(max(stop, self.buffer.shape[4] + self.STEP), max(stop, self.rows)))
         self.buffer[layer, 0, :, :, self.filled : stop] = k.transpose(1, 2)
         self.buffer[layer, 1, :, :, self.filled : stop] = v.transpose(1, 2)
-        return self.buffer[layer, 0, :, :, :stop], self.buffer[layer, 1, :, :, :stop]
+        return self.buffer[layer, 0], self.buffer[layer, 1], stop
+
+    def _grow(self, rows: int) -> None:
+        old = self.buffer
+        self.buffer = old.new_empty(*old.shape[:4], rows, old.shape[5])
+        self.buffer[..., : old.shape[4], :] = old
+        self.buffer[..., old.shape[4] :, :] = 0
 
     def keep(self, samples: Tensor) -> None:
         """Go on with these samples alone. samples: (G,) int64."""
-        depth, two, _, heads, rows, width = self.buffer.shape
-        kept = self.buffer.new_empty(depth, two, len(samples), heads, rows, width)
-        kept[:, :, :, :, : self.filled] = self.buffer[:, :, samples, :, : self.filled]
-        self.buffer = kept
+        self.buffer = self.buffer[:, :, samples]
 
 
 class TimeModulation(nn.Module):
@@ -185,13 +198,14 @@ class Block(nn.Module):
         x: Tensor,
         shared: Tensor,
         time_index: Tensor | None,
-        planes: tuple[Tensor, Tensor] | None,
+        planes: Tensor | None,
         layout: Layout,
         bias: Tensor | None,
         cache: "tuple[KeyValueCache, int] | None" = None,
         maps: list[Tensor] | None = None,
     ) -> Tensor:
-        """x: (T, D) -> (T, D). shared: (U, 6 D); time_index: (T,); planes: of queries and keys, see `turn`."""
+        """x: (T, D) -> (T, D). shared: (U, 6 D); time_index: (T,); planes: of queries and keys
+        (T, 1 or 2, 1, d / 2), see `turn`."""
         levels = (shared + self.time_table).unflatten(-1, (6, -1)).unbind(-2)  # 6 of (U, D)
         folded = self._folded(levels, cache) if time_index is None and self._can_fold else None
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (_rows(level, time_index) for level in levels)
@@ -199,10 +213,10 @@ class Block(nn.Module):
             qkv = linear(rms_norm(x).to(x.dtype), folded.qkv, folded.qkv_bias)
         else:
             qkv = apply_linear(self.qkv, _modulated(x, self.attention_norm * (1 + scale_a), shift_a))
-        q, k, v = qkv.unflatten(-1, (3, self.config.heads, -1)).unbind(1)
-        q, k = rms_norm(q) * self.query_norm, rms_norm(k) * self.key_norm
-        if planes is not None:
-            q, k = turn(q, planes[0]), turn(k, planes[1])
+        qk, v = qkv.unflatten(-1, (3, self.config.heads, -1)).tensor_split((2,), dim=1)
+        qk = rms_norm(qk) * torch.stack([self.query_norm, self.key_norm])[:, None]
+        q, k = (qk if planes is None else turn(qk, planes)).unbind(1)
+        v = v.squeeze(1)
         if cache is not None:
             store, layer = cache
             q_B, k_B, v_B = (layout.unflatten(part) for part in (q, k, v))
@@ -341,9 +355,11 @@ class Transformer(nn.Module):
         )
 
     @staticmethod
-    def _planes(seen: CoreInput) -> tuple[Tensor, Tensor] | None:
+    def _planes(seen: CoreInput) -> Tensor | None:
+        """(T, 1, 1, d / 2) for queries and keys alike, or (T, 2, 1, d / 2)."""
         if seen.angles is None:
             return None
-        keys = rotation(seen.layout.flatten(seen.angles))
-        asked = keys if seen.query_angles is None else rotation(seen.layout.flatten(seen.query_angles))
-        return asked, keys
+        keys = seen.layout.flatten(seen.angles)
+        if seen.query_angles is None:
+            return rotation(keys[:, None])
+        return rotation(torch.stack([seen.layout.flatten(seen.query_angles), keys], dim=1))

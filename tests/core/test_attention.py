@@ -134,8 +134,10 @@ def test_cached_attention_equals_causal_attention(steps):
     whole = attend(*(x.flatten(0, 1) for x in (q, k, v)), layout, kernel="reference").unflatten(0, (3, 6))
     done = 0
     for step in steps:
-        seen = (x[:, : done + step].transpose(1, 2) for x in (k, v))
-        part = attend_cached(q[:, done : done + step], *seen)
+        seen = [x.transpose(1, 2).clone() for x in (k, v)]
+        for x in seen:
+            x[:, :, done + step :] = 0  # not filled yet
+        part = attend_cached(q[:, done : done + step], *seen, done + step)
         assert close(part, whole[:, done : done + step])
         done += step
 
