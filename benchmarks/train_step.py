@@ -241,7 +241,7 @@ def parameters(model: nn.Module) -> int:
 
 def main() -> None:
     """Run the race in every setting and write the table."""
-    chosen = options(__doc__, rounds=7, compile=True, only="")
+    chosen = options(__doc__, rounds=7, compile=True, compile_long=False, only="")
     size = {"width": 64, "depth": 2, "heads": 4} if chosen.quick else {"width": 256, "depth": 8, "heads": 8}
     tokens = 512 if chosen.quick else TOKENS
     report = Report(
@@ -278,6 +278,8 @@ def main() -> None:
                 for n in (64, 512):
                     setting = f"{kind}-{n}-{'bf16' if bf16 else 'fp32'}-{'compiled' if compile else 'eager'}"
                     if chosen.only and chosen.only not in setting:
+                        continue
+                    if compile and n > 64 and not chosen.compile_long:  # minutes of compiling each
                         continue
                     torch.manual_seed(0)
                     ids = torch.randint(VOCABULARY, (max(1, tokens // n), n))
