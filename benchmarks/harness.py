@@ -109,9 +109,17 @@ class Report:
         self.rows.append(list(cells))
         print("  ".join(show(cell) for cell in cells), flush=True)
 
-    def write(self, folder: Path = RESULTS) -> None:
-        """Print the table; keep it as markdown and as JSON."""
+    def write(self, folder: Path = RESULTS, *, keys: int = 0) -> None:
+        """Print the table; keep it as markdown and as JSON.
+
+        Args:
+            folder: where.
+            keys: with k > 0, rows of the last result whose first k cells were not measured now stay as they are
+                (a part of a table was run again); the notes say at which commit.
+        """
         facts = machine(self.packages)
+        if keys and (folder / f"{self.name}.json").is_file():
+            self._keep_others(json.loads((folder / f"{self.name}.json").read_text(encoding="utf-8")), keys)
         text = self.markdown(facts)
         print("\n" + text)
         folder.mkdir(parents=True, exist_ok=True)
@@ -125,6 +133,23 @@ class Report:
         }
         (folder / f"{self.name}.json").write_text(
             json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8"
+        )
+
+    def _keep_others(self, last: dict[str, Any], keys: int) -> None:
+        measured = {tuple(row[:keys]) for row in self.rows}
+        kept = [row for row in last["rows"] if tuple(row[:keys]) not in measured]
+        if not kept or last["columns"] != list(self.columns):
+            return
+        order = {tuple(row[:keys]): place for place, row in reversed(list(enumerate(last["rows"])))}
+        rows = [[tuple(cell) if isinstance(cell, list) else cell for cell in row] for row in kept] + self.rows
+        self.rows = sorted(rows, key=lambda row: order.get(tuple(row[:keys]), len(order)))
+        again = sorted({" ".join(map(str, key)) for key in measured})
+        self.notes += [
+            note for note in last["notes"] if note not in self.notes and note.startswith("Run again")
+        ]
+        self.notes.append(
+            f"Run again on {time.strftime('%Y-%m-%d')} at {_commit()}: {'; '.join(again)}. "
+            f"Other rows: {last['machine']['date']} at {last['machine']['commit']}."
         )
 
     def markdown(self, facts: Mapping[str, Any]) -> str:

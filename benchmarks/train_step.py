@@ -300,7 +300,7 @@ def main() -> None:
                             times.ratio(name, "products"),
                         )  # fmt: skip
     report.notes += [f"{name} is not installed" for name in missing]
-    report.write(chosen.out)
+    report.write(chosen.out, keys=4 if chosen.only else 0)
 
 
 if __name__ == "__main__":

@@ -29,12 +29,10 @@ KERNELS: tuple[Kernel, ...] = ("auto", "reference", "grouped", "padded", "varlen
 
 
 # On a CPU, by measurement (benchmarks/train_step.py):
-PRODUCT_ROWS = 256
-"""Up to so many rows half precision attends by plain matrix products."""
-FUSED_HALF_ROWS = 1024
-"""From so many rows on PyTorch's fused attention is as fast in half precision as in float32."""
 CHUNK_ROWS = 128
-"""Queries of one call for causal samples of CHUNK_ROWS to FUSED_HALF_ROWS rows."""
+"""Queries of one call where a sample is attended to in chunks."""
+FUSED_ROWS = 1024
+"""From so many rows on PyTorch's fused attention is best left alone."""
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -155,14 +153,13 @@ def attend(
     Returns:
         (T, H, d).
     """
-    asked = v.dtype
-    q, k, v = _same_precision(q, k, v, layout)
+    q, k, v = _same_precision(q, k, v)
     if kernel == "auto":
         kernel = _choose(q, layout, bias)
     if kernel == "grouped":
-        return _grouped(q, k, v, layout, bias).to(asked)
+        return _grouped(q, k, v, layout, bias)
     if kernel == "varlen":
-        return _varlen(q, k, v, layout, bias).to(asked)
+        return _varlen(q, k, v, layout, bias)
     q_BHNd, k_BHNd, v_BHNd = (rearrange(layout.unflatten(x), "b n h d -> b h n d") for x in (q, k, v))
     if kernel == "reference":
         weights = attention_maps(q, k, layout, bias=bias)
@@ -173,7 +170,7 @@ def attend(
         out = _flex(q_BHNd, k_BHNd, v_BHNd, layout, bias)
     else:
         raise ConsilienceError(f"unknown attention kernel '{kernel}'; known: {', '.join(KERNELS)}")
-    return layout.flatten(rearrange(out, "b h n d -> b n h d")).to(asked)
+    return layout.flatten(rearrange(out, "b h n d -> b n h d"))
 
 
 def attention_maps(q: Tensor, k: Tensor, layout: Layout, *, bias: Tensor | None = None) -> Tensor:
@@ -212,16 +209,9 @@ def attend_cached(q: Tensor, k: Tensor, v: Tensor, filled: int) -> Tensor:
     )
 
 
-def _same_precision(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised queries and keys may be float32 beside half-precision values: all in the precision to compute in.
-
-    On a CPU PyTorch's fused attention in half precision is slower than in float32 up to about a thousand rows (its
-    backward three times at 64 rows); up to PRODUCT_ROWS plain products in half precision beat both.
-    """
-    dtype = v.dtype
-    if not v.is_cuda and dtype in HALF and PRODUCT_ROWS < layout.real.shape[1] < FUSED_HALF_ROWS:
-        dtype = torch.float32
-    return q.to(dtype), k.to(dtype), v.to(dtype)
+def _same_precision(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalised queries and keys may be float32 beside half-precision values: all in that of the values."""
+    return q.to(v.dtype), k.to(v.dtype), v
 
 
 def _choose(q: Tensor, layout: Layout, bias: Tensor | None) -> Kernel:
@@ -269,10 +259,11 @@ def _fused(
     if bias is None and pattern.kind != "block":
         causal = pattern.kind == "causal"
         with torch.autocast(q.device.type, enabled=False):  # the precision was chosen
-            if not q.is_cuda and q.dtype in HALF and q.shape[2] <= PRODUCT_ROWS:
-                return _products(q, k, v, causal)
-            if not q.is_cuda and causal and CHUNK_ROWS < q.shape[2] < FUSED_HALF_ROWS:
-                return _chunked(q, k, v)
+            if not q.is_cuda and q.shape[2] < FUSED_ROWS:
+                if q.dtype in HALF:
+                    return _products(q, k, v, causal)
+                if causal and q.shape[2] > CHUNK_ROWS:
+                    return _chunked(q, k, v)
             return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     mask = None if allowed is None else allowed[:, None]
     if bias is not None:
@@ -281,15 +272,23 @@ def _fused(
 
 
 def _products(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    """Attention as two batched products and a softmax."""
+    """Attention as batched products and a softmax, in chunks of queries: half precision on a CPU.
+
+    PyTorch's fused kernel is several times slower there at 64 rows, most of all backwards.
+    """
     g, _, n, d = q.shape
-    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    if causal:
-        above = torch.full((n, n), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
-        scores = torch.baddbmm(above, q, k.transpose(1, 2), alpha=d**-0.5)
-    else:
-        scores = torch.bmm(q * d**-0.5, k.transpose(1, 2))
-    return torch.bmm(scores.softmax(-1), v).unflatten(0, (g, -1))
+    q, k, v = (x.flatten(0, 1) for x in (q * d**-0.5, k, v))
+    parts = []
+    for first in range(0, n, CHUNK_ROWS):
+        stop = min(first + CHUNK_ROWS, n)
+        if causal:
+            above = torch.full((stop - first, stop), float("-inf"), dtype=q.dtype).triu(first + 1)
+            scores = torch.baddbmm(above, q[:, first:stop], k[:, :stop].transpose(1, 2))
+            parts.append(torch.bmm(scores.softmax(-1), v[:, :stop]))
+        else:
+            scores = torch.bmm(q[:, first:stop], k.transpose(1, 2))
+            parts.append(torch.bmm(scores.softmax(-1), v))
+    return torch.cat(parts, dim=1).unflatten(0, (g, -1))
 
 
 def _chunked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

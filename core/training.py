@@ -172,7 +172,12 @@ class StartAtStep(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Runs before anything is fetched."""
-        self.loader.steps.first = int(checkpoint["global_step"])
+        step = self.loader.steps.first = int(checkpoint["global_step"])
+        # A step that an interrupt cut short counts as begun in Lightning's books; it will be done again, and
+        # validations are due by that count.
+        for count in checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"].values():
+            if isinstance(count, dict):
+                count.update(dict.fromkeys(count, step))
 
 
 class SaveOften(Callback):

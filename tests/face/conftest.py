@@ -1,6 +1,7 @@
 """Small files of every science, a command line that is called in this process, and one trained run."""
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -19,6 +20,15 @@ TINY = [
     "--training.validations=1",
     "--limit=60",
 ]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interrupts_arrive() -> Iterator[None]:
+    """A shell that starts the tests in the background has them ignore SIGINT, which some of them send."""
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Result(NamedTuple):

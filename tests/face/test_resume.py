@@ -1,5 +1,6 @@
 """Ctrl-C leaves a usable checkpoint, and a resumed run ends with the weights of one that was never stopped."""
 
+import csv
 import os
 import signal
 
@@ -73,6 +74,29 @@ def test_ctrl_c_and_resume(workers, words, uninterrupted, tmp_path, command, mon
     half = consilience.load(tmp_path / "run")
     assert half.embed(["CCO"]).vectors.shape == (1, 16) and half.provenance["outcome"]["interrupted"]
     check_resumed(command, tmp_path / "run", uninterrupted)
+
+
+def held_out(folder) -> dict[int, float]:
+    """Step -> held-out loss, over all sittings."""
+    found = {}
+    for path in sorted((folder / "logs").glob("csv*/metrics.csv")):
+        with path.open() as file:
+            for row in csv.DictReader(file):
+                if row.get("validation/molecules"):
+                    found[int(row["step"])] = float(row["validation/molecules"])
+    return found
+
+
+def test_held_out_losses_do_not_depend_on_an_interrupt(words, tmp_path, command, monkeypatch) -> None:
+    """They are measured at the same steps: a step that was cut short is not counted twice."""
+    often = [*words, "--training.validations=4"]
+    assert command(*often, "--out", tmp_path / "whole").code == 0
+    at_step(5, stop, monkeypatch)
+    assert command(*often, "--out", tmp_path / "run").code == 130
+    assert command("train", "--out", tmp_path / "run", "--resume").code == 0
+    expected = held_out(tmp_path / "whole")
+    assert len(expected) == 4
+    assert held_out(tmp_path / "run") == expected
 
 
 def test_interrupt_within_a_step(words, uninterrupted, tmp_path, command, monkeypatch) -> None:
