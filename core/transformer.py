@@ -214,7 +214,9 @@ class Block(nn.Module):
         else:
             qkv = apply_linear(self.qkv, _modulated(x, self.attention_norm * (1 + scale_a), shift_a))
         qk, v = qkv.unflatten(-1, (3, self.config.heads, -1)).tensor_split((2,), dim=1)
-        qk = rms_norm(qk) * torch.stack([self.query_norm, self.key_norm])[:, None]
+        # One weight per head in memory: its gradient then sums over rows in one run.
+        weights = torch.stack([self.query_norm, self.key_norm])[:, None].expand(-1, self.config.heads, -1)
+        qk = rms_norm(qk) * weights.contiguous()
         q, k = (qk if planes is None else turn(qk, planes)).unbind(1)
         v = v.squeeze(1)
         if cache is not None:
