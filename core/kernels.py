@@ -212,6 +212,7 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         normal, inverse = ctx.saved_tensors
+        gradient = gradient.contiguous()
         along = (gradient * normal).mean(-1, keepdim=True)
         return torch.addcmul(gradient, normal, along, value=-1).mul_(inverse)
 

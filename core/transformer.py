@@ -213,12 +213,13 @@ class Block(nn.Module):
             qkv = linear(rms_norm(x).to(x.dtype), folded.qkv, folded.qkv_bias)
         else:
             qkv = apply_linear(self.qkv, _modulated(x, self.attention_norm * (1 + scale_a), shift_a))
-        qk, v = qkv.unflatten(-1, (3, self.config.heads, -1)).tensor_split((2,), dim=1)
+        heads, width = self.config.heads, self.config.width
+        qk, v = qkv.split((2 * width, width), dim=-1)
+        qk, v = qk.unflatten(-1, (2, heads, -1)), v.unflatten(-1, (heads, -1))
         # One weight per head in memory: its gradient then sums over rows in one run.
-        weights = torch.stack([self.query_norm, self.key_norm])[:, None].expand(-1, self.config.heads, -1)
+        weights = torch.stack([self.query_norm, self.key_norm])[:, None].expand(-1, heads, -1)
         qk = rms_norm(qk) * weights.contiguous()
         q, k = (qk if planes is None else turn(qk, planes)).unbind(1)
-        v = v.squeeze(1)
         if cache is not None:
             store, layer = cache
             q_B, k_B, v_B = (layout.unflatten(part) for part in (q, k, v))
