@@ -90,7 +90,7 @@ def main() -> None:
         notes=[
             f"Training: one pass, {PARAMETERS / 1e6:.0f} M parameters in the blocks, 6 FLOPs a parameter and token.",
             "H100: 45% of 989 TFLOP/s, the target of gpu.py; computed, not measured.",
-            "Cells with 1,000 expressed genes as tokens; molecules of 36 symbols, the mean of MOSES's test set with the end.",
+            "Cells with 1,000 expressed genes as tokens; molecules of 36 symbols, as in MOSES's test set.",
         ],
     )
     for science, tokens, bench, column, wanted in (

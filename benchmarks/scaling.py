@@ -11,6 +11,7 @@ import torch
 from harness import Report, options, race
 from train_step import VOCABULARY, ours, step
 
+from consilience.core.memory import kept_memory
 from consilience.core.model import FoundationModel
 from consilience.core.objectives import NextToken
 from consilience.core.synthetic import MarkovChain
@@ -96,14 +97,17 @@ def main() -> None:
     for what, expected, sizes, build in sweeps(chosen.quick):
         if chosen.only and chosen.only not in what:
             continue
-        times = race({str(size): build(size) for size in sizes}, rounds=2 if chosen.quick else chosen.rounds)
+        with kept_memory():  # as in training
+            times = race(
+                {str(size): build(size) for size in sizes}, rounds=2 if chosen.quick else chosen.rounds
+            )
         seconds = [times.median(str(size)) for size in sizes]
         upper = exponent(sizes[-3:], seconds[-3:])[0]
         report.add(
             what, ", ".join(map(str, sizes)), ", ".join(f"{1000 * s:.3g}" for s in seconds),
             exponent(sizes, seconds), upper, expected,
         )  # fmt: skip
-    report.write(chosen.out)
+    report.write(chosen.out, keys=1 if chosen.only else 0)
 
 
 if __name__ == "__main__":

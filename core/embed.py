@@ -6,8 +6,6 @@ start marks. A vector depends on its batch only in the last bits of float32; the
 however many processes share them.
 """
 
-import ctypes
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from consilience.core.batch import TokenBatch
 from consilience.core.errors import ConsilienceError, UnreadableRecordError
+from consilience.core.memory import give_back_memory
 from consilience.core.records import Failure, take_records
 
 if TYPE_CHECKING:
@@ -130,13 +129,6 @@ def embed_tokens(
     if model.device.type == "cpu":
         give_back_memory()
     return vectors
-
-
-def give_back_memory() -> None:
-    """Return freed memory to the system, where the C library can: batches of many shapes leave holes in the heap."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def by_tokens(lengths: np.ndarray, budget: int) -> list[slice]:

@@ -28,6 +28,7 @@ from consilience.core.errors import ConsilienceError
 from consilience.core.feed import Source, StepSampler, TokenFeed, step_generator
 from consilience.core.interruption import WholeSteps, ignore_interrupts
 from consilience.core.launch import Devices, devices_of
+from consilience.core.memory import kept_memory
 from consilience.core.model import FoundationModel
 from consilience.core.optim import build_optimizer, schedule
 from consilience.core.progress import TrainingProgress
@@ -338,7 +339,7 @@ def fit(
     trained = copy.deepcopy(model) if used.sharded else model
     module = PreTraining(trained, config, sharded=used.sharded, interruption=whole)
     try:
-        with warnings.catch_warnings(), _quiet(), whole.on_interrupt(), told_of_lost_peers():
+        with warnings.catch_warnings(), _quiet(), kept_memory(), whole.on_interrupt(), told_of_lost_peers():
             warnings.filterwarnings(
                 "ignore",
                 message=".*(does not have many workers|LeafSpec|already exists|on epoch level in distributed).*",

@@ -1,0 +1,33 @@
+"""Freed memory is kept while training and given back afterwards, where the C library can."""
+
+import platform
+import resource
+
+import pytest
+import torch
+
+from consilience.core.memory import give_back_memory, kept_memory
+
+
+def faults(numbers: int) -> int:
+    """Pages that the system had to provide for ten blocks, each freed before the next."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(numbers)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_big_blocks_are_used_again_inside_and_not_outside():
+    numbers = 20 * 2**20  # 80 MB: above what glibc ever keeps
+    with kept_memory():
+        torch.ones(numbers)
+        inside = faults(numbers)
+    outside = faults(numbers)
+    assert inside < outside / 4
+
+
+def test_an_error_restores_the_rule():
+    with pytest.raises(ValueError, match="stop"), kept_memory():
+        raise ValueError("stop")
+    give_back_memory()
