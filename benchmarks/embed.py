@@ -241,7 +241,7 @@ def beside_scgpt(report: Report, n: int, rounds: int, folder: Path, data: str) -
 
 
 def main() -> None:
-    chosen = options(__doc__, data="", sciences="molecules,galaxies,points,cells")
+    chosen = options(__doc__, data="", sciences="molecules,galaxies,points,cells", scgpt_only=False)
     sizes = [100, 200, 400] if chosen.quick else [2500, 5000, 10_000]
     threads = torch.get_num_threads()
     size = f"width {CORE.width}, depth {CORE.depth}, heads {CORE.heads}"
@@ -265,9 +265,10 @@ def main() -> None:
         ],
     )
     with tempfile.TemporaryDirectory() as name:
-        for science in chosen.sciences.split(","):
-            file_to_file(files, science, sizes, Path(name), threads)
-        files.write(chosen.out)
+        if not chosen.scgpt_only:
+            for science in chosen.sciences.split(","):
+                file_to_file(files, science, sizes, Path(name), threads)
+            files.write(chosen.out)
         peers = Report(
             name="embed_scgpt",
             title=f"Cells to vectors beside scGPT's model, {size}, random weights, equal torch threads",
