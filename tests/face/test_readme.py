@@ -21,10 +21,13 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 TINY = shlex.split(
-    "--training.steps 3 --training.tokens_per_batch 512 --training.validations 1 --limit 80 "
+    "--training.steps 3 --training.tokens_per_batch 512 --training.validations 1 "
     "--core.width 16 --core.depth 1 --core.heads 2"
 )
 """Appended to training commands; later options beat earlier ones."""
+
+FEW = ["--limit", "80"]
+"""Appended to training commands on bundled data; a token cache was cut when it was written."""
 
 AS_PROCESS = "consilience tokens molecules"
 """The command that is run through the installed script; others of `consilience` run in this process, to save time."""
@@ -61,7 +64,7 @@ INLINE = [" ".join(found.split()) for found in re.findall(r"`(consilience [^`]+)
 def run(command: str, folder: Path) -> None:
     """Run one command of the page in a folder; fails with what it printed."""
     words = shlex.split(command, comments=True)
-    extra = TINY if "train" in words else []
+    extra = [*TINY, *([] if "--data" in words else FEW)] if "train" in words else []
     if words[:3] == ["python", "-m", "consilience"]:
         as_process([sys.executable, *words[1:], *extra], folder)
     elif command.startswith(AS_PROCESS):
