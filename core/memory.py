@@ -11,8 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 # <malloc.h>
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-_DEFAULT_TRIM_THRESHOLD, _DEFAULT_MMAP_MAX = 128 * 1024, 65536
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_DEFAULT_MMAP_MAX = 65536
+_LARGEST_THRESHOLD = 32 * 2**20
+"""What glibc's own threshold grows to in a process with big blocks. It no longer grows once a limit was set, and would
+stay at 128 kB."""
 
 
 @contextmanager
@@ -28,7 +31,8 @@ def kept_memory() -> Iterator[None]:
         yield
     finally:
         library.mallopt(_MMAP_MAX, _DEFAULT_MMAP_MAX)
-        library.mallopt(_TRIM_THRESHOLD, _DEFAULT_TRIM_THRESHOLD)
+        library.mallopt(_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
+        library.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_THRESHOLD)
         give_back_memory()
 
 

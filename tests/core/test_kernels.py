@@ -17,7 +17,7 @@ from consilience.core.transformer import CoreConfig, CoreInput, Transformer
 @contextmanager
 def plain() -> Iterator[None]:
     """The plain definitions, as on a GPU."""
-    with patch.object(kernels, "_plain", lambda x: True):
+    with patch.object(kernels, "_plain", lambda x: True), patch.object(kernels, "HAS_ONEDNN", False):
         yield
 
 
@@ -40,6 +40,21 @@ def same(work: Callable[..., Tensor], *inputs: Tensor, tolerance: float = 2e-5) 
     for fast, slow in zip(*both(work, *inputs)):
         assert fast.shape == slow.shape
         assert torch.allclose(fast, slow, rtol=1e-4, atol=tolerance * float(slow.abs().max()))
+
+
+@pytest.mark.skipif(not kernels.HAS_ONEDNN, reason="this PyTorch has no oneDNN")
+def test_both_forms_are_really_two():
+    """Guards the other tests: the plain form must not run the fast one."""
+    x, weight = torch.randn(32, 8), torch.randn(4, 8)
+    with patch.object(kernels._Linear, "forward", side_effect=AssertionError("fast")):
+        with pytest.raises(AssertionError, match="fast"):
+            linear(x, weight)
+        with plain():
+            linear(x, weight)
+    for function in (kernels._RMSNorm, kernels._SquaredReLU):
+        with patch.object(function, "forward", side_effect=AssertionError("fast")), plain():
+            rms_norm(x)
+            squared_relu(x)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 16, 200])

@@ -27,6 +27,18 @@ def test_big_blocks_are_used_again_inside_and_not_outside():
     assert inside < outside / 4
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_blocks_of_a_megabyte_are_used_again_after_training():
+    """glibc's own threshold stops growing once it was told anything: at 128 kB all tensors would be mapped anew."""
+    with kept_memory():
+        pass
+    numbers = 2 * 2**20  # 8 MB
+    torch.ones(numbers)
+    assert (
+        faults(numbers) < 10 * numbers * 4 / 4096 / 4
+    )  # a page fault for every page of every block otherwise
+
+
 def test_an_error_restores_the_rule():
     with pytest.raises(ValueError, match="stop"), kept_memory():
         raise ValueError("stop")

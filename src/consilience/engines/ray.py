@@ -124,12 +124,12 @@ def _shards(target: Path) -> Path:
 
 def _prepared(job: Job, target: Path) -> Path:
     """The folder of the shards, empty unless it holds those of the same job."""
-    folder, whose = _shards(target), job.fingerprint()
+    folder, whose = _shards(target), json.dumps({"job": job.fingerprint()})
     told = folder / JOB
-    if folder.exists() and (not told.is_file() or json.loads(told.read_text())["job"] != whose):
+    if folder.exists() and (not told.is_file() or told.read_text() != whose):  # another job's, or cut off
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    told.write_text(json.dumps({"job": whose}))
+    told.write_text(whose)
     return folder
 
 
@@ -263,6 +263,6 @@ class Embedder:
         for number, content in zip(batch["number"].to_pylist(), batch["piece"].to_pylist()):
             shard = self.folder / shard_name(number)
             if content and not shard.is_file():  # written by an actor that died before it could say so
-                piece = pickle.loads(content)
+                piece = pickle.loads(content)  # made by `read` above in a process of this run, never a file
                 self.job.reading.rows(self.model, self.science, piece).save(shard)
         return batch.select(["number"])
