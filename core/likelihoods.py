@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from consilience.core.batch import TokenSpec
 from consilience.core.view import Scored
@@ -22,10 +22,16 @@ Field = Literal["ids", "values"]
 
 @dataclass(frozen=True)
 class Likelihood(ABC):
-    """Scores one field of the content of S tokens."""
+    """Scores one field of the content of S tokens.
+
+    Some have weights of their own (`core.heads.FlowHead`): the port builds and registers their network, and holds
+    the likelihood that `attached` returns.
+    """
 
     spec: TokenSpec
     field: ClassVar[Field]
+    proper: ClassVar[bool] = True
+    """Whether `nats` is a negative log-likelihood; False makes every loss with it a surrogate."""
 
     @property
     @abstractmethod
@@ -50,6 +56,18 @@ class Likelihood(ABC):
     @abstractmethod
     def mean(self, parameters: Tensor, *, exposure: Tensor | None) -> Tensor:
         """The most likely symbol, or the expected values in original units."""
+
+    def network(self, width: int) -> nn.Module | None:
+        """A new network that `attached` takes, beside a core of this width; None for most."""
+        return None
+
+    def attached(self, network: nn.Module | None) -> "Likelihood":
+        """The likelihood that uses this network."""
+        return self
+
+    def evaluated(self, generator: torch.Generator) -> "Likelihood":
+        """What scores the same parameters in evaluation: with proper nats where there are any."""
+        return self
 
 
 class Categorical(Likelihood):
@@ -115,9 +133,7 @@ class Gaussian(Likelihood):
         mean, spread = self._moments(parameters)
         variance = spread.square()
         if scored.precision is not None:
-            variance = variance + torch.where(
-                scored.precision > 0, 1 / scored.precision.clamp_min(1e-12), 0.0
-            )
+            variance = variance + measurement_variance(scored.precision)
         nats = 0.5 * ((scored.values - mean).square() / variance + variance.log() + math.log(2 * math.pi))
         if scored.precision is not None:
             nats = nats * (scored.precision > 0)
@@ -133,7 +149,7 @@ class Gaussian(Likelihood):
     ) -> Tensor:
         """The thing itself, without measurement noise; temperature scales the spread."""
         mean, spread = self._moments(parameters)
-        return mean + temperature * spread * _normal(mean, generator)
+        return mean + temperature * spread * normal_like(mean, generator)
 
     def mean(self, parameters: Tensor, *, exposure: Tensor | None) -> Tensor:
         """The mean."""
@@ -200,6 +216,7 @@ class Velocity(Likelihood):
     """
 
     field = "values"
+    proper = False
 
     @property
     def parameters(self) -> int:
@@ -209,13 +226,7 @@ class Velocity(Likelihood):
     def nats(self, parameters: Tensor, scored: Scored) -> Tensor:
         """Squared error, mean over channels; badly measured channels count less, unmeasured ones not at all."""
         assert scored.velocity is not None
-        error = (parameters.float() - scored.velocity).square()
-        if scored.precision is None:
-            return error.mean(-1)
-        # Precision in standardised units: w / (1 + w) tends to 1 for exact values and to 0 for noise.
-        precision = scored.precision * self.spec.value_scale**2
-        trust = precision / (1 + precision)
-        return (error * trust).sum(-1) / error.shape[-1]
+        return squared_error(parameters, scored.velocity, scored.precision, self.spec)
 
     def sample(
         self,
@@ -243,7 +254,24 @@ def natural_likelihoods(spec: TokenSpec) -> dict[Field, Likelihood]:
     return found
 
 
-def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+def measurement_variance(precision: Tensor) -> Tensor:
+    """The variance that a measurement of this inverse variance adds; 0 where nothing was measured."""
+    return torch.where(precision > 0, 1 / precision.clamp_min(1e-12), 0.0)
+
+
+def squared_error(found: Tensor, wanted: Tensor, precision: Tensor | None, spec: TokenSpec) -> Tensor:
+    """(S,) squared error of velocities (S, C), mean over channels, each weighted by how far it can be trusted."""
+    error = (found.float() - wanted).square()
+    if precision is None:
+        return error.mean(-1)
+    # Precision in standardised units: w / (1 + w) tends to 1 for exact values and to 0 for noise.
+    precision = precision * spec.value_scale**2
+    trust = precision / (1 + precision)
+    return (error * trust).sum(-1) / error.shape[-1]
+
+
+def normal_like(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal noise, drawn on the generator's device, which may be the CPU for a model on a GPU."""
     return torch.randn(like.shape, generator=generator, device=generator.device).to(like.device)
 
 

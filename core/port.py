@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from consilience.core.embedding import PairBias, TokenEmbedder
 from consilience.core.kernels import apply_linear
-from consilience.core.likelihoods import Field, NegativeBinomial
+from consilience.core.likelihoods import Field, Likelihood, NegativeBinomial
 from consilience.core.objectives.base import Objective
 from consilience.core.tokenizer import Tokenizer
 from consilience.core.transformer import CoreConfig
@@ -17,13 +17,21 @@ class Port(nn.Module):
     """How one science enters and leaves the core: its embedder and its heads.
 
     Heads are linear; where tokens have discrete addresses, each address has an offset of its own, so that the
-    marginal of a gene need not pass through the core.
+    marginal of a gene need not pass through the core. What heads and offsets add up to are the parameters of a
+    likelihood, or the condition of its network where it has one (`core.heads.FlowHead`).
     """
 
     def __init__(self, tokenizer: Tokenizer[Any], core: CoreConfig, objective: Objective) -> None:
         super().__init__()
         self.spec = spec = tokenizer.spec
-        self.likelihoods = objective.likelihoods(spec)
+        self.likelihoods: dict[Field, Likelihood] = {}
+        # The suffixes keep "values" from hiding a method of ModuleDict.
+        self.networks = nn.ModuleDict()
+        for name, likelihood in objective.likelihoods(spec).items():
+            network = likelihood.network(core.width)
+            if network is not None:
+                self.networks[f"{name}_network"] = network
+            self.likelihoods[name] = likelihood.attached(network)
         self.embed = TokenEmbedder(spec, core)
         self.heads = nn.ModuleDict(
             {

@@ -80,6 +80,9 @@ class Targets:
         weight: (B, M) float, factor on each row's nats in the loss; None = 1.
         velocity: (B, M, C) float, the target of flow matching; None otherwise.
         erased: (B, M) bool, rows whose symbol the core could not see, where only some could not; None = all scored.
+        noise: (B, M, C) float, standard normal noise of a flow head (`core.heads`), which draws none itself; None
+            for other heads.
+        level: (B, M) float in [0, 1), the time of the flow head at every scored row; see `noise`.
     """
 
     tokens: TokenBatch
@@ -87,6 +90,8 @@ class Targets:
     weight: Tensor | None = None
     velocity: Tensor | None = None
     erased: Tensor | None = None
+    noise: Tensor | None = None
+    level: Tensor | None = None
 
     def take(self, samples: Tensor) -> Self:
         """The targets of some samples alone, aligned with `View.take` of the same ones."""
@@ -95,7 +100,7 @@ class Targets:
         def cut(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[samples, : tokens.width]
 
-        names = ("scored", "weight", "velocity", "erased")
+        names = ("scored", "weight", "velocity", "erased", "noise", "level")
         changed: dict[str, Any] = {name: cut(getattr(self, name)) for name in names}
         return replace(self, tokens=tokens, **changed)
 
@@ -117,6 +122,8 @@ class Targets:
             weight=pick(self.weight),
             velocity=pick(self.velocity),
             erased=pick(self.erased),
+            noise=pick(self.noise),
+            level=pick(self.level),
         )
 
 
@@ -134,6 +141,8 @@ class Scored:
         weight: (S,) factor of each row in the loss.
         velocity: (S, C) target of flow matching.
         erased: (S,) rows whose symbol counts; None = all.
+        noise: (S, C) noise of a flow head.
+        level: (S,) time of a flow head.
     """
 
     sample: Tensor
@@ -145,6 +154,8 @@ class Scored:
     weight: Tensor | None = None
     velocity: Tensor | None = None
     erased: Tensor | None = None
+    noise: Tensor | None = None
+    level: Tensor | None = None
 
     def rows(self, first: int, stop: int) -> Self:
         """Rows first..stop alone."""

@@ -6,14 +6,15 @@ each; adding one is one file and one line in the registry.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from consilience.core.batch import TokenBatch, TokenSpec
-from consilience.core.likelihoods import Field, Likelihood, natural_likelihoods
+from consilience.core.heads import Head, check_head, likelihoods_with
+from consilience.core.likelihoods import Field, Likelihood, natural_likelihoods, normal_like
 from consilience.core.sampling import Sampling
 from consilience.core.transformer import KeyValueCache
 from consilience.core.view import Kind, Loss, Scored, Targets, View
@@ -42,12 +43,23 @@ class Objective(ABC):
     """One way to pre-train. Options are the fields of the dataclass."""
 
     name: ClassVar[str]
-    kind: ClassVar[Kind]
+
+    @property
+    @abstractmethod
+    def kind(self) -> Kind:
+        """The kind of the training loss; most objectives set it as an attribute of the class."""
 
     @property
     def ends_samples(self) -> bool:
         """Whether samples grow from their first token and end themselves, so that their length is not given."""
         return False
+
+    def at(self, progress: float) -> "Objective":
+        """What is trained with once this share of the steps is done, in [0, 1): itself, unless training has phases.
+
+        All phases share the likelihoods of this objective.
+        """
+        return self
 
     def likelihoods(self, spec: TokenSpec) -> dict[Field, Likelihood]:
         """What the head of a science must parametrise under this objective."""
@@ -101,15 +113,44 @@ class Objective(ABC):
         self, predict: Predictor, tokens: TokenBatch, generator: torch.Generator, *, draws: int = 1
     ) -> Loss:
         """The held-out loss, of the strongest kind that this objective can claim. Averages over draws."""
+        likelihoods = {field: one.evaluated(generator) for field, one in predict.likelihoods.items()}
         total: Loss | None = None
         for _ in range(draws):
             view, targets = self.view(tokens, predict.spec, generator)
             scored = targets.select()
             parameters = {field: rows[targets.scored] for field, rows in predict(view).items()}
-            part = self.loss(predict.likelihoods, parameters, scored)
+            part = self.loss(likelihoods, parameters, scored)
             total = part if total is None else total + part
         assert total is not None
         return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headed(Objective):
+    """What objectives share that hide content and predict it token by token: a choice of head for real values.
+
+    Args:
+        head: gaussian, mixture (of 8 Gaussians) or flow (a small flow-matching model a token: a surrogate in training,
+            nats in evaluation); see `core.heads`. Symbols beside real values keep theirs.
+    """
+
+    head: Head = "gaussian"
+
+    def __post_init__(self) -> None:
+        check_head(self.name, self.head)
+
+    def likelihoods(self, spec: TokenSpec) -> dict[Field, Likelihood]:
+        """Natural ones, with the chosen head; ConsilienceError for a head of tokens without real values."""
+        return likelihoods_with(spec, self.head)
+
+    def with_noise(self, targets: Targets, generator: torch.Generator) -> Targets:
+        """The targets with what a flow head needs at random; call it last in `view`, whatever the head."""
+        values = targets.tokens.values
+        if self.head != "flow" or values is None:
+            return targets
+        level = torch.zeros(targets.scored.shape, device=values.device)
+        level[targets.scored] = stratified(int(targets.scored.sum()), generator, values.device)
+        return replace(targets, noise=normal_like(values, generator), level=level)
 
 
 def sum_fields(
@@ -120,9 +161,30 @@ def sum_fields(
     return torch.stack(parts).sum(0)
 
 
+def weighted_bound(nats: Tensor, likelihoods: Mapping[Field, Likelihood], scored: Scored, kind: Kind) -> Loss:
+    """The loss of hidden rows whose weights stand for all n tokens they were chosen from: weights sum to n.
+
+    Args:
+        nats: (S,) of the hidden rows.
+        likelihoods: of the content.
+        scored: the hidden rows; the weights of all samples of the batch sum to its predictable tokens.
+        kind: of the weighted sum in nats.
+    """
+    assert scored.weight is not None
+    nats = nats * scored.weight
+    tokens = int(scored.weight.double().sum().round())
+    return Loss(
+        value=nats.sum() / max(tokens, 1),
+        nats=nats.detach().double().sum(),
+        tokens=tokens,
+        kind=weakened(kind, likelihoods),
+    )
+
+
 def weakened(kind: Kind, likelihoods: Mapping[Field, Likelihood]) -> Kind:
-    """The kind of loss that may be claimed: a surrogate where the content has no proper density."""
-    return "surrogate" if any(likelihood.spec.constrained for likelihood in likelihoods.values()) else kind
+    """The kind of loss that may be claimed: a surrogate where the content, or its head, has no proper density."""
+    proper = all(one.proper and not one.spec.constrained for one in likelihoods.values())
+    return kind if proper else "surrogate"
 
 
 def predictable(tokens: TokenBatch) -> Tensor:

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from consilience.core.batch import TokenBatch, TokenSpec
 from consilience.core.errors import ConsilienceError
-from consilience.core.objectives.base import Objective, Predictor, predictable, stratified, uniform_like
+from consilience.core.objectives.base import Headed, Predictor, predictable, stratified, uniform_like
 from consilience.core.sampling import Sampling
 from consilience.core.view import Targets, View
 
 
-class Hiding(Objective):
+@dataclass(frozen=True, kw_only=True)
+class Hiding(Headed):
     """What objectives that hide tokens share: the clean view, and unmasking as the way back."""
 
     def observe(self, tokens: TokenBatch, spec: TokenSpec) -> View:
@@ -53,6 +54,7 @@ class Masked(Hiding):
     kind = "surrogate"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rate is not None and not 0 < self.rate <= 1:
             raise ConsilienceError(
                 f"masked: rate must lie in (0, 1], not {self.rate}; leave it out for a random rate"
@@ -66,7 +68,8 @@ class Masked(Hiding):
         else:
             rate = torch.full((tokens.size, 1), self.rate, device=tokens.device)
         hidden = free & (uniform_like(free, generator) < rate)
-        return masked_view(tokens, hidden, spec), Targets(tokens=tokens, scored=hidden)
+        targets = Targets(tokens=tokens, scored=hidden)
+        return masked_view(tokens, hidden, spec), self.with_noise(targets, generator)
 
 
 def masked_view(tokens: TokenBatch, hidden: Tensor, spec: TokenSpec) -> View:

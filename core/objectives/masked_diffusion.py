@@ -19,7 +19,7 @@ from consilience.core.objectives.base import (
     predictable,
     stratified,
     uniform_like,
-    weakened,
+    weighted_bound,
 )
 from consilience.core.objectives.masked import Hiding, masked_view
 from consilience.core.view import Loss, Scored, Targets, View
@@ -42,18 +42,9 @@ class MaskedDiffusion(Hiding):
         hidden = free & (rank < k[:, None])
         # n nats-weights of n / k on k rows: the scored rows of a sample stand for all n of its tokens.
         weight = (n / k.clamp_min(1))[:, None].expand_as(noise)
-        return masked_view(tokens, hidden, spec), Targets(tokens=tokens, scored=hidden, weight=weight)
+        targets = Targets(tokens=tokens, scored=hidden, weight=weight)
+        return masked_view(tokens, hidden, spec), self.with_noise(targets, generator)
 
     def reduce(self, nats: Tensor, likelihoods: Mapping[Field, Likelihood], scored: Scored) -> Loss:
         """The bound in nats, over all predictable tokens (n per sample), not over the hidden ones."""
-        assert scored.weight is not None
-        nats = nats * scored.weight
-        _, counts = torch.unique(scored.sample, return_counts=True)
-        first = torch.cumsum(counts, 0) - counts
-        tokens = int((scored.weight[first] * counts).round().sum())
-        return Loss(
-            value=nats.sum() / max(tokens, 1),
-            nats=nats.detach().double().sum(),
-            tokens=tokens,
-            kind=weakened(self.kind, likelihoods),
-        )
+        return weighted_bound(nats, likelihoods, scored, self.kind)

@@ -12,6 +12,7 @@ from torch import Tensor
 from consilience.core.batch import TokenBatch
 from consilience.core.objectives.base import Predictor, predictable, uniform_like
 from consilience.core.objectives.denoising import noisy_view
+from consilience.core.ode import log_density
 from consilience.core.sampling import Sampling
 
 
@@ -76,9 +77,7 @@ def log_likelihood(
     steps: int = 40,
     probes: int | None = None,
 ) -> Tensor:
-    """(B,) log p(values) in nats, original units, by integrating the divergence along the flow.
-
-    log p(x_1) = log N(x_0) - integral of div v dt (Chen et al. 2018, arXiv:1806.07366).
+    """(B,) log p(values) in nats, original units, by integrating the divergence along the flow; see `core.ode`.
 
     Args:
         predict: a flow-matching model over continuous content.
@@ -91,19 +90,16 @@ def log_likelihood(
     assert tokens.values is not None
     spec = predict.spec
     free = predictable(tokens)[..., None].expand_as(tokens.values)
-    x = spec.standardise(tokens.values)
-    total = torch.zeros(tokens.size, dtype=torch.float64, device=tokens.device)
-    h = 1 / steps
-    for step in range(steps, 0, -1):
-        t = step / steps
-        v, divergence = _divergence(predict, tokens, x, t, free, generator, probes)
-        back = torch.where(free, x - h * v, x)
-        v_before, divergence_before = _divergence(predict, tokens, back, t - h, free, generator, probes)
-        x = torch.where(free, x - h * (v + v_before) / 2, x)
-        total -= h * (divergence + divergence_before) / 2
-    base = -0.5 * (x.double().square() + math.log(2 * math.pi)) * free
-    dimensions = free.flatten(1).sum(1)
-    return total + base.flatten(1).sum(1) - dimensions * math.log(spec.value_scale)
+    seen = torch.zeros_like(tokens.real)
+    total = log_density(
+        lambda x, t: _velocity(predict, tokens, x, t, seen)[0],
+        spec.standardise(tokens.values),
+        free,
+        torch.linspace(0, 1, steps + 1, dtype=torch.float64),
+        generator,
+        probes=probes,
+    )
+    return total - free.flatten(1).sum(1) * math.log(spec.value_scale)
 
 
 def _velocity(
@@ -112,32 +108,3 @@ def _velocity(
     time = torch.full((tokens.size,), t, device=tokens.device)
     parameters = predict(noisy_view(tokens, x, time, lost, predict.spec))
     return parameters["values"].float(), parameters.get("ids")
-
-
-@torch.enable_grad()
-def _divergence(
-    predict: Predictor,
-    tokens: TokenBatch,
-    x: Tensor,
-    t: float,
-    free: Tensor,
-    generator: torch.Generator,
-    probes: int | None,
-) -> tuple[Tensor, Tensor]:
-    """Velocity (B, N, C) and its divergence over the free dimensions (B,), float64."""
-    x = x.detach().requires_grad_()
-    v, _ = _velocity(predict, tokens, x, t, torch.zeros_like(tokens.real))
-    if probes is None:
-        divergence = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
-        for row, channel in (free.any(0)).nonzero().tolist():
-            (gradient,) = torch.autograd.grad(v[:, row, channel].sum(), x, retain_graph=True)
-            divergence += (gradient[:, row, channel] * free[:, row, channel]).double()
-    else:
-        parts = []
-        for _ in range(probes):
-            sign = (uniform_like(free, generator) < 0.5).float() * 2 - 1
-            sign = sign * free
-            (gradient,) = torch.autograd.grad((v * sign).sum(), x, retain_graph=True)
-            parts.append((gradient * sign).double().flatten(1).sum(1))
-        divergence = torch.stack(parts).mean(0)
-    return v.detach(), divergence
