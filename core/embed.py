@@ -6,7 +6,7 @@ start marks. A vector depends on its batch only in the last bits of float32; the
 however many processes share them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,10 +17,12 @@ from torch import Tensor
 from consilience.core.batch import TokenBatch
 from consilience.core.errors import ConsilienceError, UnreadableRecordError
 from consilience.core.memory import give_back_memory
+from consilience.core.readouts import Pool, Readout, check_readouts, observe_at
 from consilience.core.records import Failure, take_records
+from consilience.core.view import View
 
 if TYPE_CHECKING:
-    from consilience.core.model import Embedding, FoundationModel, Pool
+    from consilience.core.model import Embedding, FoundationModel
 
 Precision = Literal["32-true", "bf16-mixed"]
 
@@ -37,20 +39,53 @@ def embed_records(
     *,
     ids: Sequence[str] | np.ndarray | None,
     layer: int,
-    pool: "Pool",
+    pool: Pool,
     batch_size: int | None,
     precision: Precision = "32-true",
 ) -> "Embedding":
     """See `FoundationModel.embed`."""
+    check_options(model, layer, pool, batch_size, precision)
+    readout = Readout(layer=layer, pool=pool)
+    return embed_readouts(
+        model, records, domain, [readout], ids=ids, batch_size=batch_size, precision=precision
+    )[readout]
+
+
+def embed_readouts(
+    model: "FoundationModel",
+    records: Any,
+    domain: str,
+    readouts: Sequence[Readout],
+    *,
+    ids: Sequence[str] | np.ndarray | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "32-true",
+) -> "dict[Readout, Embedding]":
+    """Several read-outs of the same records, tokenized once, in one forward for each distinct time.
+
+    Args:
+        model: frozen.
+        records: as the science's tokenizer takes them.
+        domain: the science.
+        readouts: what to read; see `core.readouts.candidates`.
+        ids: one id a record; default: the place in the input.
+        batch_size: records at a time; default: by their tokens.
+        precision: see `FoundationModel.embed`.
+
+    Returns:
+        Read-out -> its vectors; ids, index and failures are the same for all.
+    """
     from consilience.core.model import Embedding
 
-    check_options(model, layer, pool, batch_size, precision)
+    _check(model, readouts, batch_size, precision)
     n = len(records)
     names = np.asarray([str(i) for i in range(n)] if ids is None else ids, dtype=object)
     if len(names) != n:
         raise ConsilienceError(f"{len(names)} ids for {n} records")
     model.eval()
-    vectors, index, failures = [np.zeros((0, model.core_config.width), np.float32)], [], []
+    index: list[np.ndarray] = [np.zeros(0, np.int64)]
+    failures: list[Failure] = []
+    vectors = {readout: [np.zeros((0, model.core_config.width), np.float32)] for readout in readouts}
     for first in range(0, n, CHUNK):
         places = np.arange(first, min(first + CHUNK, n))
         part = records if n <= CHUNK else take_records(records, places)
@@ -61,22 +96,32 @@ def embed_records(
         ]
         index.append(first + good)
         if tokens is not None:
-            vectors.append(embed_tokens(model, tokens, domain, layer, pool, batch_size, precision))
-    kept = np.concatenate([np.zeros(0, np.int64), *index])
-    return Embedding(
-        vectors=np.concatenate(vectors), ids=names[kept].astype(str), index=kept, failures=tuple(failures)
-    )
+            read = embed_tokens(model, tokens, domain, readouts, batch_size, precision)
+            for readout, rows in read.items():
+                vectors[readout].append(rows)
+    kept = np.concatenate(index)
+    return {
+        readout: Embedding(
+            vectors=np.concatenate(parts),
+            ids=names[kept].astype(str),
+            index=kept,
+            failures=tuple(failures),
+        )
+        for readout, parts in vectors.items()
+    }
 
 
 def check_options(
     model: "FoundationModel", layer: int, pool: str, batch_size: int | None, precision: str
 ) -> None:
     """Raise ConsilienceError for what this model cannot do, before anything is read."""
-    depth = model.core_config.depth
-    if not -1 <= layer <= depth:
-        raise ConsilienceError(f"layer must be -1 (final) or 0..{depth} for this model, not {layer}")
-    if pool not in ("mean", "last", "first"):
-        raise ConsilienceError(f"unknown pool '{pool}'; known: mean, last, first")
+    _check(model, [Readout(layer=layer, pool=pool)], batch_size, precision)  # type: ignore[arg-type]
+
+
+def _check(
+    model: "FoundationModel", readouts: Sequence[Readout], batch_size: int | None, precision: str
+) -> None:
+    check_readouts(readouts, model.objective, model.core_config.depth)
     if batch_size is not None and batch_size < 1:
         raise ConsilienceError(f"batch_size must be at least 1, not {batch_size}")
     if precision not in ("32-true", "bf16-mixed"):
@@ -100,13 +145,15 @@ def embed_tokens(
     model: "FoundationModel",
     tokens: TokenBatch,
     domain: str,
-    layer: int,
-    pool: "Pool",
+    readouts: Sequence[Readout],
     batch_size: int | None = None,
     precision: Precision = "32-true",
-) -> np.ndarray:
-    """(B, D) float32 vectors of tokens, in their order."""
-    vectors = np.zeros((tokens.size, model.core_config.width), np.float32)
+) -> dict[Readout, np.ndarray]:
+    """Read-out -> (B, D) float32 vectors of tokens, in their order."""
+    at: dict[float, list[Readout]] = {}
+    for readout in readouts:
+        at.setdefault(readout.time, []).append(readout)
+    vectors = {r: np.zeros((tokens.size, model.core_config.width), np.float32) for r in readouts}
     length = tokens.length.numpy()
     order = np.argsort(length, kind="stable")
     budget = TOKENS.get(model.device.type, TOKENS["cuda"])
@@ -114,21 +161,41 @@ def embed_tokens(
         batches = by_tokens(length[order], budget)
     else:
         batches = [slice(first, first + batch_size) for first in range(0, len(order), batch_size)]
-    spec = model.tokenizers[domain].spec
     with torch.inference_mode(), _casting(model, precision):
         for batch in batches:
             chosen = order[batch]
             part = tokens.take(torch.from_numpy(chosen)).trim().to(model.device)
-            view = model.objective.observe(part, spec)
-            states = model.forward({domain: view}, layers=layer >= 0)
-            rows = states.final if layer == -1 else states.layers[layer]
-            counted = view.tokens.real
-            if view.start is not None:
-                counted = counted & ~view.start
-            vectors[chosen] = pool_rows(rows.float(), counted, pool).cpu().numpy()
+            for time, asked in at.items():
+                for readout, rows in _read(model, part, domain, time, asked).items():
+                    vectors[readout][chosen] = rows.cpu().numpy()
     if model.device.type == "cpu":
         give_back_memory()
     return vectors
+
+
+def _read(
+    model: "FoundationModel", tokens: TokenBatch, domain: str, time: float, readouts: Sequence[Readout]
+) -> Mapping[Readout, Tensor]:
+    """(B, D) vectors of one batch, all at one time, from one forward."""
+    view = observe_at(model.objective, tokens, model.tokenizers[domain].spec, time)
+    states = model.forward({domain: view}, layers=any(readout.layer >= 0 for readout in readouts))
+    counted = counted_rows(view)
+    return {
+        readout: pool_rows(
+            (states.final if readout.layer == -1 else states.layers[readout.layer]).float(),
+            counted,
+            readout.pool,
+        )
+        for readout in readouts
+    }
+
+
+def counted_rows(view: View) -> Tensor:
+    """(B, M) bool: the rows that stand for tokens: no padding, no start mark, of two streams the corrupted one."""
+    counted = view.tokens.real
+    for other in (view.start, None if view.pattern.query is None else ~view.pattern.query):
+        counted = counted if other is None else counted & ~other
+    return counted
 
 
 def by_tokens(lengths: np.ndarray, budget: int) -> list[slice]:
@@ -148,12 +215,14 @@ def _casting(model: "FoundationModel", precision: Precision) -> AbstractContextM
     )
 
 
-def pool_rows(rows: Tensor, counted: Tensor, pool: "Pool") -> Tensor:
+def pool_rows(rows: Tensor, counted: Tensor, pool: Pool) -> Tensor:
     """(B, M, D), (B, M) bool -> (B, D), over the counted rows alone."""
     if pool == "mean":
         # float64, so that the mean does not depend on how wide the batch was padded.
         total = (rows.double() * counted[..., None]).sum(1)
         return (total / counted.sum(1, keepdim=True)).float()
+    if pool == "max":
+        return rows.masked_fill(~counted[..., None], -torch.inf).amax(1)
     place = torch.arange(counted.shape[1], device=counted.device)
     if pool == "first":
         chosen = torch.where(counted, place, counted.shape[1]).amin(1)
