@@ -49,6 +49,7 @@ def pretrain(
     folder: Path | None = None,
     resume: bool = False,
     init_core: Path | None = None,
+    freeze_core: bool = False,
     settings: Mapping[str, Any] | None = None,
     progress: bool = True,
     on_step: Callable[[int], None] | None = None,
@@ -64,6 +65,7 @@ def pretrain(
         folder: where the model, logs and the resumable checkpoint go; None keeps nothing.
         resume: go on with the run in `folder`.
         init_core: start from the core of the model in this folder.
+        freeze_core: train the embedders and heads alone; the core stays as it starts.
         settings: the resolved options, kept beside the model.
         progress: show a bar.
         on_step: called after each step.
@@ -81,10 +83,12 @@ def pretrain(
         model = FoundationModel(core, {name: part.tokenizer for name, part in prepared.items()}, objective)
         if init_core is not None:
             take_core(model, init_core)
+    model.core.requires_grad_(not freeze_core)
     model.provenance = {
         "data": {name: part.provenance() for name, part in prepared.items()},
         "training": asdict(training),
         "init_core": None if init_core is None else str(init_core),
+        "freeze_core": freeze_core,
     }
     if folder is not None and not resume and writes():
         model.save(folder)

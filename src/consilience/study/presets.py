@@ -1,52 +1,131 @@
-"""What a study runs: one size of core, one budget, the sciences and the seeds."""
+"""The presets: quick (a demo of ten minutes), standard (hours on two cores), full (hours on a GPU)."""
 
-from dataclasses import dataclass, field
+from dataclasses import replace
 
-from consilience.core.errors import ConsilienceError
-from consilience.core.training import TrainingConfig
+from consilience import registry
+from consilience.core.training_config import TrainingConfig
 from consilience.core.transformer import CoreConfig
+from consilience.study.plan import Crossover, Setting, StudyPreset
+from consilience.study.variants import variants
 
 
-@dataclass(frozen=True, kw_only=True)
-class StudyPreset:
-    """A study in full; every objective and science gets the same core and the same steps and tokens.
+def quick() -> StudyPreset:
+    """Bundled data of every science, as its `Domain.quick` says; no search of learning rates."""
+    settings = []
+    for name in registry.DOMAINS:
+        chosen = registry.domain(name).quick
+        settings.append(
+            Setting(
+                name=name,
+                domain=name,
+                variants=variants(*chosen.objectives),
+                tasks=chosen.tasks,
+                tokenizer=chosen.tokenizer,
+                records=chosen.records,
+            )
+        )
+    return StudyPreset(
+        name="quick",
+        core=CoreConfig(width=96, depth=4, heads=4),
+        training=TrainingConfig(
+            steps=120, tokens_per_batch=1536, learning_rate=4e-3, optimizer="muon", validations=8, save_every=0
+        ),
+        settings=tuple(settings),
+        profile=("masked", "denoising"),
+        note=(
+            "a first look: a small core and a few hundred thousand tokens per run, sized for ten minutes on two CPU "
+            "cores. It shows that everything works and how to read it; it does not settle which objective is best."
+        ),
+    )
 
-    Args:
-        name: of the preset.
-        core: size of the transformer.
-        training: steps, tokens a step and everything else; the seed is replaced by each seed of the study.
-        domains: the sciences.
-        seeds: how many seeds.
-        evaluation_records: held-out records on which losses are measured.
-        evaluation_draws: draws of order or corruption per held-out record.
-    """
 
-    name: str
-    core: CoreConfig
-    training: TrainingConfig
-    domains: tuple[str, ...] = ("cells", "galaxies", "molecules", "points")
-    seeds: int = 2
-    evaluation_records: int = 256
-    evaluation_draws: int = 4
-    note: str = field(default="", compare=False)
-
-    def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ConsilienceError(f"a study needs at least one seed, not {self.seeds}")
-        if not self.domains:
-            raise ConsilienceError("a study needs at least one science")
+_COMMON = ("masked", "next-token", "any-order", "masked .15", "masked .5", "masked-diffusion", "two-phase")
 
 
-QUICK = StudyPreset(
-    name="quick",
-    core=CoreConfig(width=96, depth=4, heads=4),
-    training=TrainingConfig(
-        steps=120, tokens_per_batch=1536, learning_rate=4e-3, optimizer="muon", validations=8, save_every=0
-    ),
-    note=(
-        "a first look: a small core and a few hundred thousand tokens per run, sized for ten minutes on two CPU "
-        "cores. It shows that everything works and how to read it; it does not settle which objective is best."
-    ),
-)
+def standard() -> StudyPreset:
+    """The study that docs/study.md reports; parts of it need the optional data folder."""
+    main = (
+        Setting(
+            name="cells",
+            domain="cells",
+            data="pbmc-sorted",
+            variants=variants(
+                *_COMMON, "denoising", "ranks", "genome order", "reversed",
+                "block 4", "block 16", "address-only", "ranks, address-only",
+            ),
+        ),
+        Setting(
+            name="galaxies",
+            domain="galaxies",
+            data="galaxies-simulated",
+            variants=variants(
+                *_COMMON, "denoising", "reversed", "centre out", "block 4", "block 16", "block flow 16",
+                "next-token, mixture", "next-token, flow", "address-only", "address-only, mixture",
+            ),
+        ),
+        Setting(
+            name="molecules",
+            domain="molecules",
+            data="moses-slice",
+            variants=variants(
+                *_COMMON, "reversed", "randomised", "block 1", "block 4", "block 16", "address-only",
+            ),
+        ),
+        Setting(
+            name="points",
+            domain="points",
+            data="qm9",
+            variants=variants(
+                *_COMMON, "denoising", "hilbert", "radial", "random points", "block 4", "block flow 4",
+                "next-token, mixture", "next-token, flow", "address-only",
+            ),
+        ),
+    )  # fmt: skip
+    few = ("masked", "next-token", "masked-diffusion")
+    more = (
+        Setting(name="CITE-seq", domain="cells", data="cite-cbmc", variants=variants(*few)),
+        Setting(name="Tabula Muris", domain="cells", data="tabula-muris", variants=variants(*few)),
+        Setting(name="PBMC to PBMC", domain="cells", data="pbmc-transfer", variants=variants(*few)),
+        Setting(name="supernovae", domain="galaxies", data="supernovae", variants=variants(*few, "denoising")),
+        Setting(name="photometry", domain="galaxies", data="photometry", variants=variants(*few, "denoising")),
+        Setting(name="shapes", domain="points", data="modelnet10", variants=variants(*few, "denoising")),
+    )
+    return StudyPreset(
+        name="standard",
+        core=CoreConfig(width=96, depth=4, heads=4),
+        training=TrainingConfig(
+            steps=400, tokens_per_batch=2048, learning_rate=4e-3, optimizer="muon", validations=8, save_every=0
+        ),
+        settings=main + more,
+        seeds=3,
+        learning_rates=(2e-3, 4e-3, 8e-3),
+        profile=("masked", "masked-diffusion", "denoising"),
+        sharing=("next-token", "masked"),
+        transfer="masked",
+        crossover=Crossover(
+            setting="molecules", variants=("next-token", "masked-diffusion"), records=(1000, 10_000), epochs=100
+        ),
+        note=(
+            "two CPU cores, a few hours, resumable. Small cores and few tokens: it compares objectives at one small "
+            "budget and does not say what happens at a larger one."
+        ),
+    )
 
-PRESETS = {"quick": QUICK}
+
+def full() -> StudyPreset:
+    """The same questions with a larger core, more tokens and five seeds; one GPU, hours."""
+    small = standard()
+    return replace(
+        small,
+        name="full",
+        core=CoreConfig(width=384, depth=8, heads=6),
+        training=replace(small.training, steps=8000, tokens_per_batch=32_768, learning_rate=2e-3, workers=8),
+        learning_rates=(5e-4, 1e-3, 2e-3, 4e-3),
+        seeds=5,
+        evaluation_records=2048,
+        note="one GPU, hours. Nobody has run it to the end yet unless docs/study.md says so.",
+    )
+
+
+PRESETS = {"quick": quick, "standard": standard, "full": full}
+"""Name -> what makes the preset (the quick one looks the sciences up)."""

@@ -1,6 +1,8 @@
-"""Reading tasks out of a representation: the same probes for pre-trained cores and for baselines."""
+"""Reading tasks out of a representation: one search on validation and the same probes for every row of a study."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,47 +13,126 @@ from consilience.core.records import take_records
 from consilience.core.view import Loss
 from consilience.domains.base import Task
 from consilience.domains.preparation import Prepared
-from consilience.domains.probes import HEADLINE, ProbeResult, bootstrap_interval, probe, trivial
+from consilience.domains.probes import HEADLINE, Method, ProbeResult, bootstrap_interval, probe, trivial
+from consilience.domains.readout_search import final_scores, search
 from consilience.study.results import Score
 
+LOSS_RECORDS = 16
+"""Held-out records whose loss is kept as one number: small groups are resampled for intervals."""
 
-def tasks_of(prepared: Prepared) -> list[Task]:
-    """The tasks that the study shows for a science: those its preset names, else the first."""
-    tasks = prepared.domain.tasks(prepared.collection)
-    named = prepared.domain.quick.tasks
-    chosen = [task for task in tasks if task.name in named] if named else tasks[:1]
-    return chosen or tasks[:1]
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOut:
+    """What a representation knows of the tasks of a setting.
+
+    Args:
+        scores: one a task.
+        arrays: "task/index", "task/truth" and "task/predicted" of the test records.
+        chosen: task -> name of the chosen features.
+    """
+
+    scores: tuple[Score, ...]
+    arrays: Mapping[str, np.ndarray]
+    chosen: Mapping[str, str]
+
+
+def read_tasks(
+    prepared: Prepared,
+    features: Mapping[Any, np.ndarray],
+    tasks: Sequence[Task],
+    *,
+    method: Method = "linear",
+) -> ReadOut:
+    """Choose among candidate features on the validation part, then probe the test part.
+
+    Args:
+        prepared: data and split.
+        features: name of a candidate -> (n, d) features of all records.
+        tasks: what to read out.
+        method: linear, with all labels and parts of them; or the model of a classical baseline, with all.
+    """
+    scores: list[Score] = []
+    arrays: dict[str, np.ndarray] = {}
+    chosen: dict[str, str] = {}
+    for task in tasks:
+        labels = prepared.collection.labels[task.label]
+        name = next(iter(features))
+        if len(features) > 1:
+            name = search(features, labels, prepared.split, task.kind).name
+        redshift = task.label == "redshift"
+        chosen[task.name] = str(name)
+        if method != "linear":
+            found = probe(features[name], labels, prepared.split, task.kind, method=method, redshift=redshift)
+            scores.append(_score(prepared, task, found, None))
+            arrays.update(_arrays(task, found))
+            continue
+        final = final_scores(features[name], labels, prepared.split, task.kind, redshift=redshift)
+        scores.append(
+            _score(
+                prepared,
+                task,
+                final.linear,
+                float(final.knn.metrics[HEADLINE[task.kind]]),
+                fractions={f"{part.fraction:g}": part.value for part in final.fractions if part.fraction < 1},
+                readout=str(name) if len(features) > 1 else "",
+            )
+        )
+        arrays.update(_arrays(task, final.linear))
+    return ReadOut(scores=tuple(scores), arrays=arrays, chosen=chosen)
+
+
+def read_trivial(prepared: Prepared, tasks: Sequence[Task]) -> ReadOut:
+    """Majority class or mean."""
+    scores: list[Score] = []
+    arrays: dict[str, np.ndarray] = {}
+    for task in tasks:
+        labels = prepared.collection.labels[task.label]
+        found = trivial(labels, prepared.split, task.kind, redshift=task.label == "redshift")
+        scores.append(_score(prepared, task, found, None))
+        arrays.update(_arrays(task, found))
+    return ReadOut(scores=tuple(scores), arrays=arrays, chosen={})
+
+
+def read_predictions(prepared: Prepared, task: Task, result: ProbeResult) -> ReadOut:
+    """Predictions that were made without a probe, as of a supervised core."""
+    return ReadOut(scores=(_score(prepared, task, result, None),), arrays=_arrays(task, result), chosen={})
+
+
+def _arrays(task: Task, result: ProbeResult) -> dict[str, np.ndarray]:
+    return {
+        f"{task.name}/index": result.test_index,
+        f"{task.name}/truth": np.asarray(result.truth),
+        f"{task.name}/predicted": np.asarray(result.predicted),
+    }
 
 
 def score_features(
-    prepared: Prepared, features: np.ndarray, tasks: Sequence[Task] | None = None
+    prepared: Prepared, features: np.ndarray, tasks: Sequence[Task]
 ) -> tuple[Score, ...]:
-    """Linear and nearest-neighbour probes of the tasks (default: `tasks_of`) on (n, d) features of all records."""
+    """Linear and nearest-neighbour probes of the tasks on (n, d) features of all records."""
     scores = []
-    for task in tasks_of(prepared) if tasks is None else tasks:
+    for task in tasks:
         labels = prepared.collection.labels[task.label]
         linear = probe(features, labels, prepared.split, task.kind, redshift=task.label == "redshift")
         neighbours = probe(features, labels, prepared.split, task.kind, method="knn")
-        scores.append(_score(prepared, task, linear, neighbours))
+        scores.append(_score(prepared, task, linear, float(neighbours.metrics[HEADLINE[task.kind]])))
     return tuple(scores)
 
 
-def score_trivial(prepared: Prepared, tasks: Sequence[Task] | None = None) -> tuple[Score, ...]:
+def score_trivial(prepared: Prepared, tasks: Sequence[Task]) -> tuple[Score, ...]:
     """Majority class or mean."""
-    return tuple(
-        _score(
-            prepared, task, trivial(prepared.collection.labels[task.label], prepared.split, task.kind), None
-        )
-        for task in (tasks_of(prepared) if tasks is None else tasks)
-    )
+    return read_trivial(prepared, tasks).scores
 
 
-def _trivial(prepared: Prepared, task: Task) -> ProbeResult:
-    labels = prepared.collection.labels[task.label]
-    return trivial(labels, prepared.split, task.kind, redshift=task.label == "redshift")
-
-
-def _score(prepared: Prepared, task: Task, result: ProbeResult, neighbours: ProbeResult | None) -> Score:
+def _score(
+    prepared: Prepared,
+    task: Task,
+    result: ProbeResult,
+    knn: float | None,
+    *,
+    fractions: Mapping[str, float] | None = None,
+    readout: str = "",
+) -> Score:
     metric = HEADLINE[task.kind]
     low, high = bootstrap_interval(result, prepared.collection.group_of)
     return Score(
@@ -61,23 +142,33 @@ def _score(prepared: Prepared, task: Task, result: ProbeResult, neighbours: Prob
         low=low,
         high=high,
         metrics={name: float(value) for name, value in result.metrics.items()},
-        knn=None if neighbours is None else float(neighbours.metrics[metric]),
+        knn=knn,
+        fractions=dict(fractions or {}),
+        readout=readout,
     )
 
 
-def held_out_loss(model: FoundationModel, prepared: Prepared, index: np.ndarray, *, draws: int = 4) -> Loss:
-    """The loss on these held-out records, of the strongest kind that the objective can claim.
+def held_out_losses(
+    model: FoundationModel, prepared: Prepared, index: np.ndarray, *, draws: int = 4, size: int = LOSS_RECORDS
+) -> list[Loss]:
+    """The loss of every `size` held-out records, of the strongest kind that the objective can claim.
 
-    Records are tokenized as in training (a cell with its matched zeros), with fixed seeds, so that every
-    objective is scored on the same tokens.
+    Counts are tokenized as in training, with their matched zeros (fixed seeds: every objective is scored on the same
+    tokens). Anything else as for embeddings: another spelling or a turn of the same object is for training alone.
     """
     if not len(index):
         raise ConsilienceError(f"{prepared.collection.source}: no record is held out; give more records")
-    total: Loss | None = None
-    for first in range(0, len(index), 64):
-        records = take_records(prepared.collection.records, index[first : first + 64])
-        tokens = prepared.tokenizer.encode(records, generator=torch.Generator().manual_seed(first))
-        part = model.evaluate(tokens, domain=prepared.domain.name, seed=first, draws=draws)
-        total = part if total is None else total + part
-    assert total is not None
-    return total
+    losses = []
+    for first in range(0, len(index), size):
+        records = take_records(prepared.collection.records, index[first : first + size])
+        counts = prepared.tokenizer.spec.counts
+        generator = torch.Generator().manual_seed(first) if counts else None
+        tokens = prepared.tokenizer.encode(records, generator=generator)
+        losses.append(model.evaluate(tokens, domain=prepared.domain.name, seed=first, draws=draws))
+    return losses
+
+
+def held_out_loss(model: FoundationModel, prepared: Prepared, index: np.ndarray, *, draws: int = 4) -> Loss:
+    """The sum of `held_out_losses`."""
+    first, *others = held_out_losses(model, prepared, index, draws=draws, size=64)
+    return sum(others, start=first)

@@ -1,4 +1,4 @@
-"""One row of evidence: what a cell of the grid or a baseline reached, kept as JSON in its own folder."""
+"""What one job of a study reached: numbers as JSON, predictions and embeddings of test records as npz beside it."""
 
 import json
 import os
@@ -7,9 +7,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
+
 from consilience.core.view import Kind
 
-Role = Literal["trivial", "classical", "random-init", "pre-trained"]
+Role = Literal[
+    "trivial", "classical", "random-init", "pre-trained", "supervised", "tuning", "profile", "shared", "transfer",
+    "crossover",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +24,13 @@ class Score:
     Args:
         task: name of the task.
         metric: name of the headline metric.
-        value: on the test part.
+        value: of the linear probe on the test part, all labels.
         low: lower end of the 95% bootstrap interval over test groups.
         high: upper end.
         metrics: all metrics of the linear probe.
         knn: the headline metric of the nearest-neighbour probe; None where there is none.
+        fractions: share of the training labels ("0.1", "0.01") -> headline metric of the linear probe.
+        readout: which layer, pooling and time was chosen on validation; "" where there was no choice.
     """
 
     task: str
@@ -33,6 +40,8 @@ class Score:
     high: float
     metrics: Mapping[str, float]
     knn: float | None = None
+    fractions: Mapping[str, float] = field(default_factory=dict)
+    readout: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,40 +50,54 @@ class Result:
 
     Args:
         key: hash of everything that decides the numbers; a result with another key is computed anew.
-        domain: the science.
-        row: name of the row: an objective, or a baseline.
+        setting: the science and its data.
+        row: name of the row: a variant, or a baseline.
         role: of the row.
         seed: of the run; None for baselines without chance.
         scores: one a task.
-        loss: held-out loss per token; None for baselines.
+        nats: (held-out nats, tokens) of each small group of held-out records, in a fixed order; empty without.
         kind: what the loss is; a surrogate is never a likelihood.
         curve: (step, held-out training loss) pairs.
         curve_kind: what the training loss is.
         steps: optimiser steps.
-        tokens: real tokens trained on.
+        samples: records seen.
+        tokens: real tokens seen.
+        scored: tokens that carried loss.
+        flops: floating-point operations of all steps, measured.
+        learning_rate: of the run.
         seconds: of training.
         parameters: of the whole model.
         trunk: parameters of the core.
-        error: why the cell failed; a failed cell is reported, never dropped.
+        error: why the job failed; a failed one is reported, never dropped.
+        extra: what belongs to one kind of job alone.
     """
 
     key: str
-    domain: str
+    setting: str
     row: str
     role: Role
     seed: int | None = None
     scores: tuple[Score, ...] = ()
-    loss: float | None = None
+    nats: tuple[tuple[float, int], ...] = ()
     kind: Kind | None = None
     curve: tuple[tuple[int, float], ...] = ()
     curve_kind: Kind | None = None
     steps: int = 0
+    samples: int = 0
     tokens: int = 0
+    scored: int = 0
+    flops: float = 0.0
+    learning_rate: float | None = None
     seconds: float = 0.0
     parameters: int = 0
     trunk: int = 0
     error: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> float | None:
+        """Held-out loss per token; None for rows without one."""
+        return sum(nats for nats, _ in self.nats) / sum(n for _, n in self.nats) if self.nats else None
 
     def write(self, path: Path) -> None:
         """Write as JSON, in one step."""
@@ -90,8 +113,25 @@ class Result:
             data = json.loads(path.read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             return None
-        if data.get("key") != key or data.get("error"):
+        if not isinstance(data, dict) or data.get("key") != key or data.get("error"):
             return None
         data["scores"] = tuple(Score(**score) for score in data["scores"])
+        data["nats"] = tuple((float(nats), int(count)) for nats, count in data["nats"])
         data["curve"] = tuple((int(step), float(value)) for step, value in data["curve"])
         return cls(**data)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Predictions and embeddings of a job, beside its JSON, in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part.npz")
+    np.savez_compressed(part, **dict(arrays))
+    os.replace(part, path)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What `write_arrays` wrote; nothing where it wrote nothing."""
+    if not path.is_file():
+        return {}
+    with np.load(path, allow_pickle=False) as found:
+        return {name: found[name] for name in found.files}

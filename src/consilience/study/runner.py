@@ -1,10 +1,10 @@
-"""Runs a study: the grid of cells, resumable, with one progress bar; then tables, figures and the report."""
+"""Runs a study: the grid stage by stage, resumable, with one progress bar; then tables, figures and the report."""
 
 import json
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ import torch
 
 from consilience import registry
 from consilience.core.errors import ConsilienceError
-from consilience.core.objectives import Objective
 from consilience.core.progress import progress_bar
-from consilience.domains.preparation import Prepared, load_collection, prepare
+from consilience.domains.preparation import Prepared
 from consilience.environment import peak_memory_mib, usable_cpus, versions
-from consilience.study.grid import Job, cell_folder, jobs_of
-from consilience.study.presets import PRESETS, StudyPreset
+from consilience.study.bench import Bench, open_bench
+from consilience.study.grid import Job, chosen_rates, late_jobs, main_jobs, run_path, tuning_jobs
+from consilience.study.plan import Setting, StudyPreset
+from consilience.study.presets import PRESETS
 from consilience.study.results import Result
 from consilience.study.workers import run_jobs
 
@@ -31,24 +32,35 @@ class Study:
 
     preset: StudyPreset
     results: tuple[Result, ...]
-    prepared: dict[str, Prepared]
+    jobs: tuple[Job, ...]
+    bench: Bench
     folder: Path
     seconds: float
 
-    def cell_folder(self, domain: str, objective: str, seed: int) -> Path:
-        """Where the model of a cell lies."""
-        return cell_folder(self.folder, domain, objective, seed)
+    @property
+    def prepared(self) -> dict[str, Prepared]:
+        """Setting -> its data."""
+        return {setting.name: self.bench.of(setting) for setting in self.preset.settings}
+
+    def run_folder(self, setting: str, variant: str, seed: int) -> Path:
+        """Where the model of a run lies."""
+        return run_path(self.folder, setting, variant, seed).parent
+
+    def job_of(self, result: Result) -> Job:
+        """The job that a result is of."""
+        return next(job for job in self.jobs if job.key == result.key)
 
 
 def run_study(
     preset: str,
     out: Path,
     *,
+    data: Path | None = None,
     seeds: int | None = None,
-    domains: list[str] | None = None,
+    settings: list[str] | None = None,
     objectives: list[str] | None = None,
     steps: int | None = None,
-    processes: int | None = None,
+    jobs: int | None = None,
     progress: bool = True,
 ) -> Path:
     """Run a study and write its report; a study that was stopped goes on where it stopped.
@@ -56,77 +68,169 @@ def run_study(
     Args:
         preset: its name.
         out: the folder of the study.
+        data: the folder of optional data sets; settings that need it are left out without.
         seeds: fewer or more seeds than the preset's.
-        domains: only these sciences.
-        objectives: only these objectives.
+        settings: only these settings (a science with its data), or all of these sciences.
+        objectives: only these variants or objectives.
         steps: other than the preset's.
-        processes: how many runs at a time; default: one per CPU core, or one on a GPU.
+        jobs: how many runs at a time; default: one per CPU core, or one on a GPU.
         progress: show a bar.
 
     Returns:
         The path of `report.html`.
     """
-    if preset not in PRESETS:
-        raise ConsilienceError(f"unknown preset '{preset}'; known: {', '.join(PRESETS)}")
-    chosen = PRESETS[preset]
-    chosen = replace(
-        chosen,
-        seeds=chosen.seeds if seeds is None else seeds,
-        domains=chosen.domains if domains is None else tuple(domains),
-        training=chosen.training if steps is None else replace(chosen.training, steps=steps),
-    )
-    study = compute(chosen, out, objectives=objectives, processes=processes, progress=progress)
+    chosen = chosen_preset(preset, seeds=seeds, settings=settings, objectives=objectives, steps=steps)
+    study = compute(chosen, out, data=data, processes=jobs, progress=progress)
     from consilience.report import print_table, write_report
 
     path = write_report(study)
     if progress:
-        print_table(study.results)
+        print_table(study)
     return path
+
+
+def chosen_preset(
+    name: str,
+    *,
+    seeds: int | None = None,
+    settings: list[str] | None = None,
+    objectives: list[str] | None = None,
+    steps: int | None = None,
+) -> StudyPreset:
+    """A preset with what a person changed."""
+    if name not in PRESETS:
+        raise ConsilienceError(f"unknown preset '{name}'; known: {', '.join(PRESETS)}")
+    preset = PRESETS[name]()
+    found = [_narrowed(s, objectives) for s in preset.settings if _is_asked(s, settings)]
+    for asked in settings or ():
+        if not any(asked in (s.name, s.domain) for s in preset.settings):
+            known = dict.fromkeys(word for s in preset.settings for word in (s.domain, s.name))
+            raise ConsilienceError(f"no setting '{asked}' in preset {name}; known: {', '.join(known)}")
+    return replace(
+        preset,
+        seeds=preset.seeds if seeds is None else seeds,
+        settings=tuple(s for s in found if s is not None),
+        training=preset.training if steps is None else replace(preset.training, steps=steps),
+    )
+
+
+def _is_asked(setting: Setting, names: list[str] | None) -> bool:
+    return names is None or setting.name in names or setting.domain in names
+
+
+def _narrowed(setting: Setting, names: list[str] | None) -> Setting | None:
+    """The setting with some of its variants; None when it has none of them."""
+    if names is None:
+        return setting
+    known = {word for variant in setting.variants for word in (variant.name, variant.objective)}
+    for name in names:
+        if name not in known:
+            registry.objective(name)  # an unknown name is an error, one that is not compared here is not
+    kept = tuple(v for v in setting.variants if v.name in names or v.objective in names)
+    return replace(setting, variants=kept) if kept else None
 
 
 def compute(
     preset: StudyPreset,
     folder: Path,
     *,
-    objectives: list[str] | None = None,
+    data: Path | None = None,
     processes: int | None = None,
     progress: bool = True,
 ) -> Study:
-    """All cells and baselines of a study; finished ones are read from the folder."""
+    """All jobs of a study, stage by stage; finished ones are read from the folder."""
     begin = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = {name: _objectives(name, objectives) for name in preset.domains}
+    workers = processes if processes is not None else default_processes()
     with progress_bar("steps", disable=not progress) as bar:
-        total = sum(len(some) for some in chosen.values()) * preset.seeds * preset.training.steps
-        task = bar.add_task("study", total=total, note="reading data")
-        prepared: dict[str, Prepared] = {}
-        for name in chosen:
-            bar.update(task, note=f"{name}: reading and tokenizing")
-            prepared[name] = _prepare(name)
-        jobs = [job for name, some in chosen.items() for job in jobs_of(prepared[name], some, preset, folder)]
-        found = {job: job.finished() for job in jobs}
-        open_jobs = [job for job, result in found.items() if result is None]
-        done = {job.path: job.steps for job in jobs if found[job] is not None}
-        bar.update(task, completed=sum(done.values()), note=f"{len(open_jobs)} of {len(jobs)} runs to do")
-
-        def on_step(job: Job, step: int) -> None:
-            done[job.path] = step
-            bar.update(task, completed=sum(done.values()), note=f"{job.domain}: {job.row}, seed {job.seed}")
-
-        results = [result for result in found.values() if result is not None]
-        workers = processes if processes is not None else default_processes()
-        for result in run_jobs(open_jobs, prepared, preset, processes=workers, on_step=on_step):
-            results.append(result)
-        bar.update(task, completed=total, note="done")
+        task = bar.add_task("study", total=None, note="reading data")
+        bench, preset = open_bench(preset, folder, data=data, tell=lambda note: bar.update(task, note=note))
+        stages = _Stages(bench, folder, workers, bar, task)
+        rates = chosen_rates(bench, stages.run("learning rates", tuning_jobs(bench, folder)))
+        stages.run("runs", main_jobs(bench, rates, folder))
+        stages.run("what follows", late_jobs(bench, rates, folder))
+        bar.update(task, note="done")
     study = Study(
         preset=preset,
-        results=tuple(sorted(results, key=_place(jobs))),
-        prepared=prepared,
+        results=tuple(stages.results),
+        jobs=tuple(stages.jobs),
+        bench=bench,
         folder=folder,
         seconds=time.perf_counter() - begin,
     )
-    (folder / "study.json").write_text(json.dumps(_facts(study), indent=1))
+    (folder / "study.json").write_text(json.dumps(_facts(study), indent=1, default=str))
     return study
+
+
+class _Stages:
+    """Runs lists of jobs one after another and keeps their results in the order of the grid."""
+
+    def __init__(self, bench: Bench, folder: Path, workers: int, bar: Any, task: Any) -> None:
+        self.bench, self.folder, self.workers, self.bar, self.task = bench, folder, workers, bar, task
+        self.results: list[Result] = []
+        self.jobs: list[Job] = []
+
+    def run(self, name: str, jobs: Sequence[Job]) -> list[Result]:
+        """The results of a stage, finished or computed now."""
+        found: dict[Path, Result | None] = {job.path: job.finished() for job in jobs}
+        waiting = [job for job in jobs if found[job.path] is None]
+        done = {job.path: job.steps for job in jobs if found[job.path] is not None}
+        total = sum(job.steps for job in jobs)
+        self.bar.update(
+            self.task, total=total, completed=sum(done.values()),
+            note=f"{name}: {len(waiting)} of {len(jobs)} to do",
+        )  # fmt: skip
+
+        def on_step(job: Job, step: int) -> None:
+            done[job.path] = step
+            note = f"{name}: {job.setting.name}, {job.row}, seed {job.seed}"
+            self.bar.update(self.task, completed=sum(done.values()), note=note)
+
+        places = {job.key: job.path for job in jobs}
+        for result in run_jobs(waiting, self.bench, processes=self.workers, on_step=on_step):
+            found[places[result.key]] = result
+        self.jobs += jobs
+        results = [result for job in jobs if (result := found[job.path]) is not None]
+        self.results += results
+        return results
+
+
+def estimate(preset: StudyPreset, folder: Path, *, data: Path | None = None) -> list[dict[str, Any]]:
+    """The grid with its cost, without running it: one line per (stage, setting, row).
+
+    Seconds are those of training alone, from the measured speed of finished runs in the folder where there are any,
+    else from three timed steps of the first variant.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    bench, preset = open_bench(preset, folder, data=data, tell=lambda _: None)
+    rates = chosen_rates(bench, [])
+    lines: dict[tuple[str, str, str], dict[str, Any]] = {}
+    speed = _speed(bench)
+    for job in [*tuning_jobs(bench, folder), *main_jobs(bench, rates, folder), *late_jobs(bench, rates, folder)]:
+        line = lines.setdefault(
+            (job.work, job.setting.name, job.row),
+            {"work": job.work, "setting": job.setting.name, "row": job.row, "runs": 0, "steps": job.steps,
+             "flops": 0.0, "seconds": 0.0, "finished": 0},
+        )  # fmt: skip
+        line["runs"] += 1
+        line["flops"] += job.flops
+        line["seconds"] += job.flops / speed
+        line["finished"] += job.finished() is not None
+    return list(lines.values())
+
+
+def _speed(bench: Bench) -> float:
+    """Floating-point operations a second of one process, from a short run of the first variant."""
+    from consilience.domains.pretraining import pretrain
+
+    setting = bench.preset.settings[0]
+    variant = setting.variants[0]
+    training = replace(bench.preset.training, steps=6, validations=0)
+    run = pretrain(
+        {setting.domain: bench.of(setting, variant)}, variant.build(), core=bench.preset.core, training=training,
+        progress=False,
+    )  # fmt: skip
+    return 6 * bench.costs[setting.name, variant.name].flops / run.outcome.seconds
 
 
 def default_processes() -> int:
@@ -140,13 +244,6 @@ def default_processes() -> int:
     return min(usable_cpus(), 4)
 
 
-def _place(jobs: list[Job]) -> Callable[[Result], int]:
-    """Results in the order of the grid, whatever finished first."""
-    places = {(job.domain, job.work, job.row if job.work == "pre-trained" else "", job.seed): i
-              for i, job in enumerate(jobs)}  # fmt: skip
-    return lambda r: places[(r.domain, r.role, r.row if r.role == "pre-trained" else "", r.seed)]
-
-
 def _facts(study: Study) -> dict[str, Any]:
     return {
         "preset": asdict(study.preset),
@@ -154,22 +251,5 @@ def _facts(study: Study) -> dict[str, Any]:
         "seconds": study.seconds,
         "peak_memory_mib": peak_memory_mib(),
         "data": {name: part.provenance() for name, part in study.prepared.items()},
+        "costs": {f"{s}, {v}": vars(cost) for (s, v), cost in study.bench.costs.items()},
     }
-
-
-def _objectives(domain: str, wanted: list[str] | None) -> list[Objective]:
-    names = registry.domain(domain).quick.objectives
-    if wanted is not None:
-        for name in wanted:
-            registry.objective(name)
-        names = tuple(name for name in names if name in wanted)
-        if not names:
-            raise ConsilienceError(f"none of {', '.join(wanted)} is compared on {domain}")
-    return [registry.objective(name)() for name in names]
-
-
-def _prepare(name: str) -> Prepared:
-    domain = registry.domain(name)
-    return prepare(
-        domain, load_collection(domain, None), tokenizer=domain.quick.tokenizer, limit=domain.quick.records
-    )

@@ -17,10 +17,9 @@ from typing import Any
 import torch
 
 from consilience.core.errors import ConsilienceError
-from consilience.domains.preparation import Prepared
-from consilience.study.cell import run_cell, run_classical, run_random_init, run_trivial
+from consilience.study import cell
+from consilience.study.bench import Bench
 from consilience.study.grid import Job
-from consilience.study.presets import StudyPreset
 from consilience.study.results import Result
 
 logger = logging.getLogger(__name__)
@@ -32,8 +31,7 @@ _worker: dict[str, Any] = {}
 
 def run_jobs(
     jobs: Sequence[Job],
-    prepared: Mapping[str, Prepared],
-    preset: StudyPreset,
+    bench: Bench,
     *,
     processes: int,
     on_step: OnStep,
@@ -41,13 +39,13 @@ def run_jobs(
     """Results as they come; every one is written to its file before it is handed out."""
     if processes <= 1:
         for job in jobs:
-            yield run_job(job, prepared[job.domain], preset, lambda step, job=job: on_step(job, step))  # type: ignore[misc]
+            yield run_job(job, bench, lambda step, job=job: on_step(job, step))  # type: ignore[misc]
         return
     context = multiprocessing.get_context("spawn")
     steps: Any = context.Queue()
     threads = max(1, torch.get_num_threads() // processes)
     pool = ProcessPoolExecutor(
-        processes, context, initializer=_start_worker, initargs=(dict(prepared), preset, steps, threads)
+        min(processes, max(len(jobs), 1)), context, initializer=_start_worker, initargs=(bench, steps, threads)
     )
     try:
         waiting = {pool.submit(_in_worker, number, job): job for number, job in enumerate(jobs)}
@@ -58,21 +56,12 @@ def run_jobs(
     pool.shutdown()
 
 
-def run_job(job: Job, prepared: Prepared, preset: StudyPreset, on_step: Callable[[int], None]) -> Result:
+def run_job(job: Job, bench: Bench, on_step: Callable[[int], None]) -> Result:
     """Compute one job and write its result; a failure is a result with a reason, never a gap."""
     try:
-        if job.work == "trivial":
-            result = run_trivial(prepared, job.key)
-        elif job.work == "classical":
-            result = run_classical(prepared, job.key)
-        else:
-            assert job.objective is not None and job.seed is not None
-            if job.work == "random-init":
-                result = run_random_init(prepared, job.objective, job.seed, preset, job.key)
-            else:
-                result = run_cell(prepared, job.objective, job.seed, preset, job.folder, job.key, on_step)
+        result = cell.run(job, bench, on_step)
     except (ConsilienceError, RuntimeError, ValueError, FloatingPointError) as error:
-        logger.error("%s, %s, seed %s failed: %s", job.domain, job.row, job.seed, error)
+        logger.error("%s, %s, seed %s failed: %s", job.setting.name, job.row, job.seed, error)
         result = job.failed(f"{type(error).__name__}: {error}")
     result.write(job.path)
     return result
@@ -99,10 +88,10 @@ def _while_listening(
             yield finished.result()
 
 
-def _start_worker(prepared: dict[str, Prepared], preset: StudyPreset, steps: Any, threads: int) -> None:
+def _start_worker(bench: Bench, steps: Any, threads: int) -> None:
     torch.set_num_threads(threads)
     threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
-    _worker.update(prepared=prepared, preset=preset, steps=steps)
+    _worker.update(bench=bench, steps=steps)
 
 
 def _leave_with_parent(parent: int) -> None:
@@ -117,4 +106,4 @@ def _in_worker(number: int, job: Job) -> Result:
         if step % 5 == 0:
             _worker["steps"].put((number, step))
 
-    return run_job(job, _worker["prepared"][job.domain], _worker["preset"], tell)
+    return run_job(job, _worker["bench"], tell)
