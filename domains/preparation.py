@@ -133,6 +133,7 @@ def prepare(
     tokenizer: Mapping[str, Any] | Tokenizer[Any] | None = None,
     limit: int | None = None,
     split_seed: int = 0,
+    split: Split | None = None,
 ) -> Prepared:
     """Split by group, fit the tokenizer on training rows, set records aside that it cannot read.
 
@@ -142,15 +143,23 @@ def prepare(
         tokenizer: options to fit one with, or one that is fitted already.
         limit: use at most this many records, drawn with a fixed seed.
         split_seed: of the split.
+        split: positions of the collection's records to use instead, e.g. the official split of a benchmark; records
+            in none of its parts are left out. Not together with `limit`, which would move the positions.
+
+    Raises:
+        ConsilienceError: a split that does not fit the collection or parts a group.
     """
+    if split is not None:
+        if limit is not None:
+            raise ConsilienceError("prepare: a given split names records by position; leave out limit")
+        collection, split = _given(collection, split)
     collection = limited(collection, limit)
+    split = grouped_split(collection.group_of, seed=split_seed) if split is None else split
     failures = list(collection.failures)
     fitted: Tokenizer[Any]
     if isinstance(tokenizer, Tokenizer):
         fitted = tokenizer
-        split = grouped_split(collection.group_of, seed=split_seed)
     else:
-        split = grouped_split(collection.group_of, seed=split_seed)
         fitted = domain.tokenizer.fit(take_records(collection.records, split.train), **(tokenizer or {}))
     refused = fitted.check(collection.records)
     if refused:
@@ -172,3 +181,26 @@ def prepare(
     return Prepared(
         domain=domain, collection=collection, split=split, tokenizer=fitted, failures=tuple(failures)
     )
+
+
+def _given(collection: Collection, split: Split) -> tuple[Collection, Split]:
+    """The records of a given split alone, and the split in their positions; ConsilienceError when it is unfit."""
+    used = np.sort(np.concatenate(list(split.parts().values())))
+    if not len(split.train):
+        raise ConsilienceError(f"{collection.source}: the given split has no training record")
+    if used[-1] >= len(collection):
+        raise ConsilienceError(
+            f"{collection.source}: the given split names record {used[-1]}, but there are {len(collection)}"
+        )
+    part_of: dict[str, str] = {}
+    groups = np.asarray(collection.group_of).astype(str)
+    for name, index in split.parts().items():
+        for group in np.unique(groups[index]).tolist():
+            if part_of.setdefault(group, name) != name:
+                raise ConsilienceError(
+                    f"{collection.source}: the given split has group {group!r} in {part_of[group]} and in {name}"
+                )
+    if len(used) == len(collection):
+        return collection, split
+    moved = {name: np.searchsorted(used, index) for name, index in split.parts().items()}
+    return collection.take(used), Split(**moved)

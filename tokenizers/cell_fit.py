@@ -45,25 +45,38 @@ class CellStatistics:
 
     @classmethod
     def fit(
-        cls, table: CellTable, *, order: Literal["mean", "vocabulary"], limit: int | None, ranks: int
+        cls,
+        table: CellTable,
+        *,
+        order: Literal["mean", "vocabulary", "genome"],
+        limit: int | None,
+        ranks: int,
     ) -> Self:
         """Statistics of training cells.
 
         Args:
             table: n training cells; beyond 50,000 an evenly spaced selection is read.
-            order: of the vocabulary: descending mean, or as the genes stand in the table.
+            order: of the vocabulary: descending mean, as the genes stand in the table, or along the genome.
             limit: keep only so many genes, those with the highest variance of log1p(counts per 10,000).
             ranks: K, the number of ranks described.
         """
         if not len(table):
             raise ConsilienceError("cells: there is no cell to fit the tokenizer on")
+        if order == "genome" and table.genome_rank is None:
+            raise ConsilienceError(
+                "cells: order='genome' needs columns `chromosome` and `start` in the var of an .h5ad file; add them, "
+                "or choose order='vocabulary' where the table is in genome order (Cell Ranger's is)"
+            )
         cleaned = clean_genes(table.genes)
         names = list(dict.fromkeys(cleaned))
         place = {gene: i for i, gene in enumerate(names)}
         columns = np.array([place[gene] for gene in cleaned], dtype=np.int64)
+        first = np.unique(columns, return_index=True)[1]
+        rank = table.genome_rank[first] if order == "genome" and table.genome_rank is not None else None
         table = _evenly(table, FIT_CELLS)
         sums, depth = _gene_sums(table, columns, len(names))
         keep = _choose(sums, len(table), order=order, limit=limit)
+        keep = keep if rank is None else keep[np.argsort(rank[keep], kind="stable")]
         if not len(keep):
             raise ConsilienceError("cells: no gene is expressed in any training cell")
         back = np.full(len(names), -1)

@@ -26,6 +26,27 @@ def clean_genes(genes: Iterable[object]) -> list[str]:
     return [_ENSEMBL_VERSION.sub(r"\1\2", str(gene).strip()) for gene in genes]
 
 
+def genome_ranks(chromosomes: Iterable[object], starts: np.ndarray) -> np.ndarray:
+    """(G,) int64: the place of every gene when they are sorted by chromosome, then start.
+
+    Numbered chromosomes come first, in the order of their numbers; then named ones (X, Y), short names first; then
+    MT; then genes whose start is NaN. A leading "chr" is dropped.
+
+    Args:
+        chromosomes: G names or numbers.
+        starts: (G,) in bases; NaN where unknown.
+    """
+    names = [str(name).strip().removeprefix("chr") for name in chromosomes]
+    keys = [
+        (bool(np.isnan(start)), not name.isdigit(), int(name) if name.isdigit() else 0,
+         name in ("M", "MT"), len(name), name, float(np.nan_to_num(start)))
+        for name, start in zip(names, starts, strict=True)
+    ]  # fmt: skip
+    ranks = np.empty(len(keys), dtype=np.int64)
+    ranks[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
+    return ranks
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GeneMatch:
     """How the genes of a table meet a vocabulary of V genes.

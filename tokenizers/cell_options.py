@@ -20,7 +20,10 @@ class CellOptions:
         min_matched: the smallest fraction of genes that must be in the vocabulary, 0 to 1 (see GeneMatch).
         max_vocabulary: keep only so many genes, those with the highest variance of log1p(counts per 10,000) in
             the training cells; None keeps every gene that a training cell expresses.
-        order: of the tokens: "mean" (descending training mean) or "vocabulary" (as in the training table).
+        order: of the tokens: "mean" (descending training mean), "vocabulary" (as in the training table) or "genome"
+            (by chromosome and start, for .h5ad files whose var has such columns). Tables that Cell Ranger wrote are
+            in genome order already, chromosomes as in its annotation (1 to 7, X, 8 ... 18, 20, 19, Y, 22, 21, MT,
+            then unplaced scaffolds): there "vocabulary" is genome position too.
     """
 
     view: Literal["counts", "ranks"] = "counts"
@@ -29,14 +32,14 @@ class CellOptions:
     zeros: Literal["matched", "none"] = "matched"
     min_matched: float = 0.1
     max_vocabulary: int | None = None
-    order: Literal["mean", "vocabulary"] = "mean"
+    order: Literal["mean", "vocabulary", "genome"] = "mean"
 
     def __post_init__(self) -> None:
         choices = {
             "view": ("counts", "ranks"),
             "value_encoding": ("soft-bins", "log"),
             "zeros": ("matched", "none"),
-            "order": ("mean", "vocabulary"),
+            "order": ("mean", "vocabulary", "genome"),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:

@@ -28,6 +28,7 @@ class CellTable:
             where the columns are a selection of the genes.
         names: (n,) barcodes, for messages; may be None.
         rows: (n,) rows of stored counts that this table stands for; None = all of them, in order.
+        genome_rank: (G,) place of every gene when they are sorted by chromosome and start; None = not known.
     """
 
     counts: Any
@@ -35,6 +36,7 @@ class CellTable:
     depth: np.ndarray | None = None
     names: np.ndarray | None = None
     rows: np.ndarray | None = None
+    genome_rank: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.counts, StoredCounts) and not isinstance(self.counts, sp.csr_array):
@@ -47,6 +49,10 @@ class CellTable:
         if len(self.genes) != self.counts.shape[1]:
             raise ConsilienceError(
                 f"CellTable: {len(self.genes)} gene names for {self.counts.shape[1]} columns"
+            )
+        if self.genome_rank is not None and len(self.genome_rank) != len(self.genes):
+            raise ConsilienceError(
+                f"CellTable: `genome_rank` has {len(self.genome_rank)} entries for {len(self.genes)} genes"
             )
         for name in ("depth", "names"):
             column = getattr(self, name)
@@ -79,6 +85,7 @@ class CellTable:
             depth=None if self.depth is None else self.depth[index],
             names=None if self.names is None else self.names[index],
             rows=rows,
+            genome_rank=self.genome_rank,
         )
 
     def load(self) -> Self:
@@ -86,7 +93,13 @@ class CellTable:
         if self.in_memory:
             return self
         rows = np.arange(self.counts.shape[0]) if self.rows is None else self.rows
-        return type(self)(counts=self.counts.read(rows), genes=self.genes, depth=self.depth, names=self.names)
+        return type(self)(
+            counts=self.counts.read(rows),
+            genes=self.genes,
+            depth=self.depth,
+            names=self.names,
+            genome_rank=self.genome_rank,
+        )
 
     def chunks(self, size: int) -> Iterator[tuple[int, Self]]:
         """(first index, table in memory) for every `size` cells, in order."""

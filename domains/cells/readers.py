@@ -14,12 +14,15 @@ import pandas as pd
 
 from consilience.core.errors import ConsilienceError
 from consilience.tokenizers.cell_checks import WAY_OUT, first_bad_entry
+from consilience.tokenizers.cell_genes import genome_ranks
 from consilience.tokenizers.cell_table import CellTable, StoredCounts
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".h5ad", ".h5")
 COUNT_LAYERS = ("counts", "raw_counts", "count", "umi")
+CHROMOSOME_COLUMNS = ("chromosome", "chrom", "chr", "seqname", "seqnames")
+START_COLUMNS = ("start", "gene_start", "start_position", "chromstart")
 _SAMPLED = 256  # cells whose numbers are looked at on opening; the tokenizer checks every cell it reads
 
 
@@ -88,9 +91,14 @@ def _open_h5ad(path: Path, layer: str | None, genes: str | None) -> Opened:
         f"{path}: no matrix is named X, raw or counts; pass layer=, one of {listed(places)}"
     )
     for place, name in enumerate(candidates):
-        names = _gene_names(path, raw_var if name == "raw" and raw_var is not None else var, genes)
+        used = raw_var if name == "raw" and raw_var is not None else var
+        table = CellTable(
+            counts=_matrix(path, places[name]),
+            genes=_gene_names(path, used, genes),
+            genome_rank=_genome(used),
+        )
         try:
-            opened = _sampled(path, name, CellTable(counts=_matrix(path, places[name]), genes=names), obs)
+            opened = _sampled(path, name, table, obs)
         except NotCountsError as error:
             refused = refused if place else error
             continue
@@ -148,6 +156,16 @@ def _gene_names(path: Path, var: pd.DataFrame, column: str | None) -> np.ndarray
     if column not in var:
         raise ConsilienceError(f"{path}: genes={column!r} is no column of var; it has {listed(var.columns)}")
     return var[column].astype(str).to_numpy(dtype=str)
+
+
+def _genome(var: pd.DataFrame) -> np.ndarray | None:
+    """(G,) order of the genes along the genome, where var has columns for chromosome and start."""
+    known = {str(name).lower(): name for name in var.columns}
+    chromosome = next((known[name] for name in CHROMOSOME_COLUMNS if name in known), None)
+    start = next((known[name] for name in START_COLUMNS if name in known), None)
+    if chromosome is None or start is None:
+        return None
+    return genome_ranks(var[chromosome], pd.to_numeric(var[start], errors="coerce").to_numpy(np.float64))
 
 
 def listed(names: Iterable[object], most: int = 12) -> str:

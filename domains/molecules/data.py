@@ -6,7 +6,7 @@ share a scaffold group and so stay on one side of a split. Salts and mixtures ar
 their dots. Nothing is dropped without an entry in `failures`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -78,6 +78,29 @@ def read(
     table = read_table(Path(path), column=column, id_column=id_column)
     wanted = _wanted(properties, bool(table.columns))
     return _collect(table, source=str(path), real=False, properties=wanted, scaffolds=scaffolds)
+
+
+def of_smiles(
+    smiles: Sequence[str],
+    *,
+    source: str,
+    ids: Sequence[str],
+    labels: Mapping[str, np.ndarray] | None = None,
+    properties: Sequence[str] = (),
+) -> Collection:
+    """Real molecules that are SMILES already, grouped by scaffold.
+
+    Args:
+        smiles: n strings.
+        source: where they come from, for people.
+        ids: n different names.
+        labels: name -> (n,) float64, NaN where unknown.
+        properties: names of `properties.PROPERTIES` to compute.
+    """
+    table = Table(
+        smiles=list(smiles), places=list(ids), names=list(ids), columns={} if labels is None else labels
+    )
+    return _collect(table, source=source, real=True, properties=properties, scaffolds=True)
 
 
 def stream(
