@@ -1,4 +1,4 @@
-"""What every science offers: a reader, bundled data, tasks, a classical baseline, writers and one figure."""
+"""What every science offers: a reader, bundled data, tasks, classical baselines, writers and one figure."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from consilience.core.model import Embedding, FoundationModel
 
+Reading = Literal["linear", "forest", "boosted-trees"]
+"""How the features of a baseline are read out; see `domains.probes.probe`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -33,6 +36,21 @@ class Task:
     name: str
     label: str
     kind: Literal["classification", "regression"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Baseline:
+    """A row that a pre-trained core must beat.
+
+    Args:
+        name: for people: the representation, and the method where it is not linear.
+        features: (n, d) float features of all records; what was fitted, was fitted on training rows alone.
+        method: how they are read out.
+    """
+
+    name: str
+    features: np.ndarray
+    method: Reading = "linear"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +78,8 @@ class Domain(ABC):
     suffixes: ClassVar[tuple[str, ...]] = ()
     text_records: ClassVar[bool] = False
     """Whether a record can be typed on the command line (a SMILES)."""
+    classical: ClassVar[int] = 1
+    """How many rows `baselines` has: a study plans them before it computes them."""
     quick: ClassVar[QuickPreset] = QuickPreset(objectives=("next-token", "masked"))
 
     @abstractmethod
@@ -87,6 +107,11 @@ class Domain(ABC):
 
         Whatever it fits (a PCA, a choice of genes) is fitted on the records at the indices `train` alone.
         """
+
+    def baselines(self, collection: Collection, train: np.ndarray) -> list[Baseline]:
+        """All classical rows of this science, the one of `baseline` first; what is fitted, is fitted on `train`."""
+        name, features = self.baseline(collection, train)
+        return [Baseline(name=name, features=features)]
 
     def write_records(self, records: Any, path: Path, columns: Mapping[str, Any] | None = None) -> None:
         """Write generated records in a format of this science's community, chosen by the file ending."""

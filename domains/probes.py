@@ -1,4 +1,4 @@
-"""Read-outs on frozen features: linear (ridge, logistic regression), neighbours, and the trivial row.
+"""Read-outs on frozen features: linear (ridge, logistic regression), neighbours, trees, and the trivial row.
 
 - Features are standardised with the mean and scale of the training records.
 - The penalty is chosen on the validation part (by cross-validation inside the training part when
@@ -10,11 +10,17 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from sklearn.ensemble import (
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
@@ -31,12 +37,14 @@ from consilience.domains.metrics import (
 from consilience.domains.penalties import Kind, best_penalty, linear_model, trials
 from consilience.domains.splits import Split
 
-Method = Literal["linear", "knn", "trivial"]
+FeatureMethod = Literal["linear", "knn", "forest", "boosted-trees"]
+Method = FeatureMethod | Literal["trivial", "supervised"]
 
 HEADLINE: dict[Kind, str] = {"classification": "macro_f1", "regression": "r2"}
 """The metric that stands for each kind of task in a table."""
 
 NEIGHBOURS = 10
+TREES = 200
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,7 +53,7 @@ class ProbeResult:
 
     Args:
         kind: classification or regression.
-        method: linear, knn or trivial.
+        method: linear, knn, forest, boosted-trees, trivial or supervised.
         metrics: accuracy, macro_f1, balanced_accuracy; or r2, mae (unit of the label) and, asked for, nmad.
         n_train: labelled training records.
         n_test: scored test records.
@@ -173,7 +181,7 @@ def probe(
     split: Split,
     kind: Kind,
     *,
-    method: Literal["linear", "knn"] = "linear",
+    method: FeatureMethod = "linear",
     redshift: bool = False,
 ) -> ProbeResult:
     """Fit a read-out on the training part and score it on the test part.
@@ -183,7 +191,9 @@ def probe(
         labels: (n,) truth; NaN, "" or None where unknown.
         split: the parts.
         kind: classification or regression.
-        method: linear (logistic / ridge regression) or knn (10 neighbours, cosine, even votes).
+        method: linear (logistic / ridge regression), knn (10 neighbours, cosine, even votes), forest (200 random
+            trees; numbers from a third of the features a split) or boosted-trees (200 steps); trees have a fixed
+            seed, and nothing of them is chosen on the validation part.
         redshift: also give `nmad`, for regression of a redshift.
 
     Raises:
@@ -208,14 +218,52 @@ def probe(
         if method == "linear":
             penalty = best_penalty(trials(train, target, validation, rows.labels[rows.validation]), kind)
             predicted = linear_model(kind, penalty).fit(train, target).predict(test)
-        elif method == "knn":
-            model = KNeighborsClassifier if kind == "classification" else KNeighborsRegressor
-            neighbours = min(NEIGHBOURS, len(train))
-            fitted = model(neighbours, metric="cosine", algorithm="brute").fit(train, target)
-            predicted = fitted.predict(test)
         else:
-            raise ConsilienceError(f"method={method!r} is not known; use linear or knn")
+            predicted = _reader(method, kind, len(train)).fit(train, target).predict(test)
     return _result(rows, predicted, kind=kind, method=method, penalty=penalty, redshift=redshift)
+
+
+def _reader(method: str, kind: Kind, n_train: int) -> Any:
+    """An unfitted model without anything to choose."""
+    classes = kind == "classification"
+    if method == "knn":
+        model = KNeighborsClassifier if classes else KNeighborsRegressor
+        return model(min(NEIGHBOURS, n_train), metric="cosine", algorithm="brute")
+    if method == "forest":
+        forest = RandomForestClassifier if classes else RandomForestRegressor
+        return forest(TREES, max_features="sqrt" if classes else 1 / 3, n_jobs=1, random_state=0)
+    if method == "boosted-trees":
+        boosting = HistGradientBoostingClassifier if classes else HistGradientBoostingRegressor
+        return boosting(max_iter=TREES, early_stopping=False, random_state=0)
+    raise ConsilienceError(f"method={method!r} is not known; use linear, knn, forest or boosted-trees")
+
+
+def score_predictions(
+    predicted: np.ndarray,
+    labels: np.ndarray,
+    split: Split,
+    kind: Kind,
+    *,
+    method: Method = "supervised",
+    n_train: int | None = None,
+    redshift: bool = False,
+) -> ProbeResult:
+    """The result of predictions that were made elsewhere.
+
+    Args:
+        predicted: (n_test,) for the labelled test records in the order of the split, in the type of the task.
+        labels: (n,) truth; NaN, "" or None where unknown.
+        split: the parts.
+        kind: classification or regression.
+        method: how they were made.
+        n_train: labels that were learned from; default: all of the training part.
+        redshift: also give `nmad`.
+    """
+    rows = _rows(labels, split, kind)
+    if len(predicted) != len(rows.test):
+        raise ConsilienceError(f"{len(predicted)} predictions for {len(rows.test)} labelled test records")
+    found = _result(rows, predicted, kind=kind, method=method, penalty=None, redshift=redshift)
+    return found if n_train is None else replace(found, n_train=n_train)
 
 
 def trivial(labels: np.ndarray, split: Split, kind: Kind, *, redshift: bool = False) -> ProbeResult:

@@ -15,6 +15,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from consilience.core.errors import ConsilienceError
+from consilience.domains.base import Reading
 from consilience.domains.metrics import classification_scores, regression_scores
 from consilience.domains.penalties import MIN_VALIDATION, RIDGE_PENALTIES, Kind
 from consilience.domains.probes import HEADLINE, ProbeResult, known_labels, probe
@@ -150,13 +151,13 @@ class FinalScores:
     """What a representation reaches on the test part.
 
     Args:
-        linear: the linear probe with all labels, with its predictions.
-        knn: the nearest-neighbour probe with all labels.
-        fractions: the linear probe by part of the labels, in the order asked for.
+        full: the probe (linear unless asked otherwise) with all labels, with its predictions.
+        knn: the nearest-neighbour probe with all labels; None beside trees, which see no distances.
+        fractions: the probe by part of the labels, in the order asked for.
     """
 
-    linear: ProbeResult
-    knn: ProbeResult
+    full: ProbeResult
+    knn: ProbeResult | None
     fractions: tuple[FractionScore, ...]
 
     def at(self, fraction: float) -> FractionScore:
@@ -170,6 +171,7 @@ def final_scores(
     split: Split,
     kind: Kind,
     *,
+    method: Reading = "linear",
     fractions: Sequence[float] = FRACTIONS,
     draws: int = DRAWS,
     seed: int = 0,
@@ -182,6 +184,7 @@ def final_scores(
         labels: (n,) truth; NaN, "" or None where unknown.
         split: the parts.
         kind: classification or regression.
+        method: of the probe; see `Baseline`.
         fractions: of the training labels, in (0, 1].
         draws: of the labels for each fraction below 1; see `label_subset`.
         seed: of the first draw.
@@ -190,20 +193,24 @@ def final_scores(
     Raises:
         ConsilienceError: as `probe`, and for a fraction out of bounds.
     """
-    linear = probe(features, labels, split, kind, redshift=redshift)
-    knn = probe(features, labels, split, kind, method="knn", redshift=redshift)
+    full = probe(features, labels, split, kind, method=method, redshift=redshift)
+    knn = None
+    if method == "linear":
+        knn = probe(features, labels, split, kind, method="knn", redshift=redshift)
     metric, none, found = HEADLINE[kind], np.zeros(0, np.int64), []
     for fraction in fractions:
-        scores, count = [linear.metrics[metric]], linear.n_train
+        scores, count = [full.metrics[metric]], full.n_train
         if fraction != 1:
             parts = [label_subset(labels, split.train, kind, fraction, seed + draw) for draw in range(draws)]
             count = len(parts[0])
             scores = [
-                probe(features, labels, Split(part, none, split.test), kind).metrics[metric] for part in parts
+                probe(features, labels, Split(part, none, split.test), kind, method=method).metrics[metric]
+                for part in parts
             ]
-        scores = [float(score) for score in scores]
-        found.append(FractionScore(fraction=fraction, labels=count, scores=tuple(scores)))
-    return FinalScores(linear=linear, knn=knn, fractions=tuple(found))
+        found.append(
+            FractionScore(fraction=fraction, labels=count, scores=tuple(float(score) for score in scores))
+        )
+    return FinalScores(full=full, knn=knn, fractions=tuple(found))
 
 
 def label_subset(labels: np.ndarray, part: np.ndarray, kind: Kind, fraction: float, seed: int) -> np.ndarray:

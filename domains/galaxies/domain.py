@@ -9,9 +9,9 @@ import numpy as np
 from consilience.core.errors import ConsilienceError
 from consilience.core.records import Collection
 from consilience.core.tokenizer import Tokenizer
-from consilience.domains.base import Domain, QuickPreset, Task
+from consilience.domains.base import Baseline, Domain, QuickPreset, Task
 from consilience.domains.galaxies.data import read_spectra, stream_spectra
-from consilience.domains.galaxies.evaluate import pca_baseline, tasks_of
+from consilience.domains.galaxies.evaluate import pca_baseline, pca_baselines, tasks_of
 from consilience.domains.galaxies.writers import write_spectra
 from consilience.domains.pieces import Piece
 from consilience.tokenizers.spectra import SpectrumTokenizer
@@ -28,6 +28,7 @@ class Galaxies(Domain):
     name: ClassVar[str] = "galaxies"
     tokenizer: ClassVar[type[Tokenizer[Any]]] = SpectrumTokenizer
     suffixes: ClassVar[tuple[str, ...]] = (".fits", ".fit", ".fits.gz", ".npz", ".h5", ".hdf5", ".parquet")
+    classical: ClassVar[int] = 2
     quick: ClassVar[QuickPreset] = QuickPreset(
         objectives=("next-token", "masked", "denoising"),
         records=2000,
@@ -56,6 +57,10 @@ class Galaxies(Domain):
     def baseline(self, collection: Collection, train: np.ndarray) -> tuple[str, np.ndarray]:
         """PCA of the scaled flux, with the log of the scale."""
         return pca_baseline(collection, train)
+
+    def baselines(self, collection: Collection, train: np.ndarray) -> list[Baseline]:
+        """The PCA read by a linear model and by boosted trees."""
+        return pca_baselines(collection, train)
 
     def write_records(self, records: Any, path: Path, columns: Mapping[str, Any] | None = None) -> None:
         """Write spectra as .npz, .fits or .parquet."""

@@ -3,7 +3,7 @@
 import numpy as np
 
 from consilience.core.records import Collection
-from consilience.domains.base import Task
+from consilience.domains.base import Baseline, Task
 from consilience.domains.metrics import redshift_scores
 from consilience.tokenizers.spectra_patches import cut
 from consilience.tokenizers.spectra_records import SpectrumRecords, SpectrumTable, tables_of
@@ -63,6 +63,15 @@ def pca_baseline(collection: Collection, train: np.ndarray) -> tuple[str, np.nda
     )
     pca.fit(flux[train])
     return f"PCA({components}) of flux", np.column_stack([pca.transform(flux), log_scale])
+
+
+def pca_baselines(collection: Collection, train: np.ndarray) -> list[Baseline]:
+    """The PCA with a linear read-out and with boosted trees: redshift is no linear function of the components."""
+    name, features = pca_baseline(collection, train)
+    return [
+        Baseline(name=name, features=features),
+        Baseline(name=f"{name}, boosted trees", features=features, method="boosted-trees"),
+    ]
 
 
 def flux_matrix(records: SpectrumRecords, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

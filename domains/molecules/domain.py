@@ -8,7 +8,7 @@ import numpy as np
 
 from consilience.core.records import Collection
 from consilience.core.tokenizer import Tokenizer
-from consilience.domains.base import Domain, QuickPreset, Task
+from consilience.domains.base import Baseline, Domain, QuickPreset, Task
 from consilience.domains.molecules import data, evaluate, readers
 from consilience.domains.pieces import Piece
 from consilience.tokenizers.molecules import MoleculeTokenizer
@@ -27,6 +27,7 @@ class MoleculesDomain(Domain):
     suffixes: ClassVar[tuple[str, ...]] = readers.SUFFIXES
     # 96 tokens hold 99.5% of the bundled molecules; the longest has 240 characters.
     text_records: ClassVar[bool] = True
+    classical: ClassVar[int] = 2
     quick: ClassVar[QuickPreset] = QuickPreset(
         objectives=("next-token", "masked", "masked-diffusion"),
         tokenizer={"max_length": 96},
@@ -52,6 +53,10 @@ class MoleculesDomain(Domain):
     def baseline(self, collection: Collection, train: np.ndarray) -> tuple[str, np.ndarray]:
         """ECFP4 fingerprints."""
         return evaluate.baseline(collection, train)
+
+    def baselines(self, collection: Collection, train: np.ndarray) -> list[Baseline]:
+        """ECFP4 counts read by ridge and by a random forest."""
+        return evaluate.baselines(collection, train)
 
     def write_records(self, records: Any, path: Path, columns: Mapping[str, Any] | None = None) -> None:
         """Molecules as .smi, .csv or .parquet; see `writers.write_records`."""

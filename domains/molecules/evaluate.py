@@ -8,7 +8,7 @@ from rdkit import Chem
 from rdkit.Chem import rdFingerprintGenerator
 
 from consilience.core.records import Collection
-from consilience.domains.base import Task
+from consilience.domains.base import Baseline, Task
 from consilience.tokenizers.molecule_notation import parse
 
 FINGERPRINT = "ECFP4 counts (2048)"
@@ -60,3 +60,16 @@ def baseline(collection: Collection, train: np.ndarray) -> tuple[str, np.ndarray
     Counts rather than bits: logP and TPSA add up over atoms, and ridge on bits would be a straw man.
     """
     return FINGERPRINT, morgan_fingerprints(collection.records, counts=True)
+
+
+def baselines(collection: Collection, train: np.ndarray) -> list[Baseline]:
+    """ECFP4 counts with a linear read-out and with a random forest, the usual pair of cheminformatics.
+
+    The forest sees the columns that vary among the training molecules: others cannot be split on.
+    """
+    name, features = baseline(collection, train)
+    seen = features[train].min(0) < features[train].max(0)
+    return [
+        Baseline(name=name, features=features),
+        Baseline(name="ECFP4 counts, random forest", features=features[:, seen], method="forest"),
+    ]

@@ -11,6 +11,7 @@ from consilience.domains.probes import (
     bootstrap_interval,
     known_labels,
     probe,
+    score_predictions,
     trivial,
 )
 from consilience.domains.splits import Split, grouped_split
@@ -37,10 +38,10 @@ def line() -> tuple[np.ndarray, np.ndarray]:
     return features, target
 
 
-@pytest.mark.parametrize("method", ["linear", "knn"])
+@pytest.mark.parametrize("method", ["linear", "knn", "forest", "boosted-trees"])
 def test_planted_classes_are_found(blobs, method) -> None:
     result = probe(*blobs, SPLIT, "classification", method=method)
-    assert min(result.metrics.values()) > 0.95
+    assert min(result.metrics.values()) > 0.92
     assert (result.n_train, result.n_test) == (420, 120)
     assert (result.truth == blobs[1][result.test_index]).all()
 
@@ -49,6 +50,24 @@ def test_planted_line_is_found_at_any_scale_of_the_features(line) -> None:
     result = probe(*line, SPLIT, "regression")
     assert result.metrics["r2"] == pytest.approx(3 / 3.3, abs=0.04)
     assert result.metrics["mae"] == pytest.approx((2 / np.pi * 0.3) ** 0.5, abs=0.08)
+
+
+@pytest.mark.parametrize("method", ["forest", "boosted-trees"])
+def test_trees_read_what_no_line_can(line, method) -> None:
+    features = line[0]
+    bent = np.abs(features[:, 0] / features[:, 0].std()) + (features[:, -1] > 0)
+    found = probe(features, bent, SPLIT, "regression", method=method)
+    assert found.metrics["r2"] > 0.75 and found.penalty is None and found.method == method
+    assert (found.predicted == probe(features, bent, SPLIT, "regression", method=method).predicted).all()
+    assert probe(features, bent, SPLIT, "regression").metrics["r2"] < 0.6
+
+
+def test_predictions_from_elsewhere_are_scored(line) -> None:
+    inner = probe(*line, SPLIT, "regression")
+    outer = score_predictions(inner.predicted, line[1], SPLIT, "regression", n_train=7)
+    assert outer.metrics == inner.metrics and outer.n_train == 7 and outer.method == "supervised"
+    with pytest.raises(ConsilienceError, match="3 predictions for 120"):
+        score_predictions(inner.predicted[:3], line[1], SPLIT, "regression")
 
 
 def test_neighbours_read_a_smooth_function() -> None:
@@ -72,7 +91,7 @@ def test_shuffled_labels_are_at_chance(blobs, line, method) -> None:
     assert -0.3 < np.mean(r2) < 0.02
 
 
-@pytest.mark.parametrize("method", ["linear", "knn"])
+@pytest.mark.parametrize("method", ["linear", "knn", "forest", "boosted-trees"])
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 def test_test_labels_reach_no_choice(blobs, line, kind, method) -> None:
     features, labels = blobs if kind == "classification" else line
@@ -190,7 +209,7 @@ def test_trivial_row(blobs, line, kind) -> None:
             rf"the test part holds position {N - 1} but there are {N - 1} labels",
         ),
         ({"kind": "ranking"}, "kind='ranking' is not known; use one of classification, regression"),
-        ({"method": "forest"}, "method='forest' is not known; use linear or knn"),
+        ({"method": "tree"}, "method='tree' is not known; use linear, knn, forest or boosted-trees"),
         ({"kind": "regression"}, "label of record 0 is '(B|CD|NK).*not a finite number"),
     ],
 )

@@ -101,7 +101,10 @@ def test_search_is_fast() -> None:
     rng = np.random.default_rng(2)
     features = {i: rng.normal(size=(5000, 96)).astype(np.float32) for i in range(12)}
     split = grouped_split(range(5000), seed=0)
-    for kind, labels in (("regression", rng.normal(size=5000)), ("classification", rng.integers(9, size=5000))):
+    for kind, labels in (
+        ("regression", rng.normal(size=5000)),
+        ("classification", rng.integers(9, size=5000)),
+    ):
         begin = time.process_time()
         search(features, labels, split, kind)
         assert time.process_time() - begin < 4, kind  # twice the claim, for slow machines
@@ -127,8 +130,8 @@ def test_final_scores(data, kind) -> None:
     features, labels = data
     found = final_scores(features[Readout(layer=2)], labels[kind], SPLIT, kind)
     metric = readout_search.HEADLINE[kind]
-    assert found.at(1.0).scores == (found.linear.metrics[metric],)
-    assert len(found.linear.predicted) == len(SPLIT.test) == found.knn.n_test
+    assert found.at(1.0).scores == (found.full.metrics[metric],)
+    assert len(found.full.predicted) == len(SPLIT.test) == found.knn.n_test
     assert [part.fraction for part in found.fractions] == [1.0, 0.1, 0.01]
     assert [len(part.scores) for part in found.fractions] == [1, 3, 3]
     n = len(SPLIT.train)
@@ -137,6 +140,10 @@ def test_final_scores(data, kind) -> None:
     assert found.at(1.0).value > found.at(0.1).value > found.at(0.01).value
     again = final_scores(features[Readout(layer=2)], labels[kind], SPLIT, kind)
     assert again.fractions == found.fractions
+    trees = final_scores(
+        features[Readout(layer=2)], labels[kind], SPLIT, kind, method="boosted-trees", fractions=[1]
+    )
+    assert trees.full.method == "boosted-trees" and trees.knn is None
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,365 @@
+"""The same core trained on labels: from scratch as the ceiling of a read-out, or fine-tuned from a pre-trained model.
+
+Tokenizer, embedder, core and pooling are those of a read-out of the final states; one linear head reads the mean.
+Cross-entropy for classes, squared error of standardised numbers. The weights with the lowest validation loss are
+kept. Every random choice is a function of (seed, step), as in pre-training.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from consilience.core.batch import TokenBatch
+from consilience.core.checkpoint import load_model
+from consilience.core.embed import by_tokens, counted_rows, pool_rows
+from consilience.core.errors import ConsilienceError
+from consilience.core.feed import Source, TokenFeed, step_generator
+from consilience.core.memory import kept_memory
+from consilience.core.model import FoundationModel
+from consilience.core.objectives import Objective
+from consilience.core.optim import build_optimizer, schedule
+from consilience.core.records import take_records
+from consilience.core.training_config import TrainingConfig
+from consilience.core.transformer import CoreConfig
+from consilience.domains.base import Task
+from consilience.domains.preparation import Prepared
+from consilience.domains.probes import ProbeResult, known_labels, score_predictions
+from consilience.domains.readout_search import label_subset
+
+EVALUATIONS = 20
+"""How often the validation loss is measured in a run."""
+PATIENCE = 8
+"""Training stops after so many validation losses in a row above the lowest one."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Supervised:
+    """A core trained on labels.
+
+    Args:
+        result: scores, positions, truth and predictions of the labelled test records.
+        curve: (step, validation loss) pairs: nats, or squared error in units of the labels' variance.
+        steps: optimiser steps taken.
+        best_step: after which the kept weights stood; 0 = before training.
+        labels: training labels used.
+        model: with the kept weights; its heads are those of pre-training, untouched.
+        head: the linear read-out, (D,) -> classes or one standardised number.
+    """
+
+    result: ProbeResult
+    curve: tuple[tuple[int, float], ...]
+    steps: int
+    best_step: int
+    labels: int
+    model: FoundationModel
+    head: nn.Linear
+
+
+def fit_supervised(
+    prepared: Prepared,
+    task: Task,
+    *,
+    core: CoreConfig,
+    training: TrainingConfig,
+    objective: Objective,
+    init: Path | FoundationModel | None = None,
+    freeze_core: bool = False,
+    label_fraction: float = 1.0,
+    seed: int = 0,
+) -> Supervised:
+    """Train core, embedder and head on the labels of the training part; score the labelled test part.
+
+    Batches are those of pre-training: a budget of tokens, records of similar length, tokenized with a generator.
+    Validation and test records are tokenized without one. Test labels are read once, to score.
+
+    Args:
+        prepared: data, split and tokenizer.
+        task: what to predict.
+        core: size of the transformer; that of `init` where there is one.
+        training: steps, tokens a batch, learning rate and so on; its seed is not used.
+        objective: gives the pattern of attention (`observe`), so that from scratch compares to pre-trained.
+        init: start from this model: its core, and its embedder and tokenizer where it knows the science.
+        freeze_core: train embedder and head alone.
+        label_fraction: of the labels of training and validation part, see `readout_search.label_subset`.
+        seed: of initialisation, order, tokenization and the choice of labels.
+
+    Raises:
+        ConsilienceError: a core of another size than that of `init`, fewer than two different training labels, no
+            labelled validation or test record, or a loss that is not finite.
+    """
+    labels = np.asarray(prepared.collection.labels[task.label])
+    parts = {
+        name: label_subset(labels, index, task.kind, label_fraction, seed)
+        for name, index in prepared.split.parts().items()
+        if name != "test"
+    }
+    target = _Target.of(labels[parts["train"]], task)
+    validation = _labelled(prepared, parts["validation"], target)
+    if not len(validation.target):
+        raise ConsilienceError(
+            f"{prepared.collection.source}: no validation record has a known label of '{task.name}': early stopping "
+            "needs some; give more records"
+        )
+    torch.manual_seed(seed)
+    model = _model(prepared, core, objective, init)
+    head = nn.Linear(core.width, target.width)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    run = _Run(model=model, head=head, name=prepared.domain.name, target=target)
+    run.to("cuda" if torch.cuda.is_available() else "cpu")
+    source = Source(
+        records=take_records(prepared.collection.records, parts["train"]), tokenizer=run.tokenizer
+    )
+    train = target.encode(labels[parts["train"]])
+    with kept_memory():
+        curve, steps, best = _train(run, source, train, validation, training, seed, freeze_core)
+        run.to("cpu")
+        known = known_labels(labels[prepared.split.test], task.kind)[1]
+        test = prepared.split.test[known]
+        predicted = target.decode(run.outputs(take_records(prepared.collection.records, test)))
+    result = score_predictions(
+        predicted,
+        labels,
+        prepared.split,
+        task.kind,
+        n_train=len(parts["train"]),
+        redshift=task.label == "redshift",
+    )
+    return Supervised(
+        result=result,
+        curve=tuple(curve),
+        steps=steps,
+        best_step=best,
+        labels=len(parts["train"]),
+        model=model.eval(),
+        head=head,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Target:
+    """Labels as a head predicts them.
+
+    Args:
+        task: of the labels.
+        classes: of the training labels, sorted; empty for numbers.
+        mean: of the training labels.
+        spread: their standard deviation.
+    """
+
+    task: Task
+    classes: np.ndarray
+    mean: float = 0.0
+    spread: float = 1.0
+
+    @classmethod
+    def of(cls, labels: np.ndarray, task: Task) -> "_Target":
+        """From the training labels."""
+        values, _ = known_labels(labels, task.kind)
+        if len(np.unique(values)) < 2:
+            raise ConsilienceError(
+                f"'{task.name}' has {len(np.unique(values))} different training label(s); training needs two"
+            )
+        if task.kind == "classification":
+            return cls(task=task, classes=np.unique(values))
+        return cls(task=task, classes=np.zeros(0), mean=float(values.mean()), spread=float(values.std()))
+
+    @property
+    def width(self) -> int:
+        """Outputs of the head."""
+        return max(len(self.classes), 1)
+
+    def encode(self, labels: np.ndarray) -> Tensor:
+        """(n,) places of classes (-1 for one that training never saw), or standardised numbers."""
+        values, _ = known_labels(labels, self.task.kind)
+        if self.task.kind == "regression":
+            return torch.from_numpy((values - self.mean) / self.spread).float()
+        place = np.searchsorted(self.classes, values).clip(max=len(self.classes) - 1)
+        return torch.from_numpy(np.where(self.classes[place] == values, place, -1))
+
+    def decode(self, outputs: Tensor) -> np.ndarray:
+        """(n, width) outputs -> (n,) labels."""
+        if self.task.kind == "regression":
+            return outputs[:, 0].double().numpy() * self.spread + self.mean
+        return self.classes[outputs.argmax(1).numpy()]
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """The mean over records."""
+        if self.task.kind == "regression":
+            return F.mse_loss(outputs[:, 0].float(), target)
+        return F.cross_entropy(outputs.float(), target)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Labelled:
+    """Records and what is to be predicted of them."""
+
+    records: Any
+    target: Tensor
+
+
+def _labelled(prepared: Prepared, index: np.ndarray, target: _Target) -> _Labelled:
+    """Of these positions, those whose label training knows."""
+    wanted = target.encode(np.asarray(prepared.collection.labels[target.task.label])[index])
+    known = wanted >= 0 if target.task.kind == "classification" else torch.ones_like(wanted, dtype=torch.bool)
+    return _Labelled(
+        records=take_records(prepared.collection.records, index[known.numpy()]), target=wanted[known]
+    )
+
+
+def _model(
+    prepared: Prepared, core: CoreConfig, objective: Objective, init: Path | FoundationModel | None
+) -> FoundationModel:
+    """A new model, with weights and tokenizer of `init` where it has them."""
+    name = prepared.domain.name
+    if init is None:
+        return FoundationModel(core, {name: prepared.tokenizer}, objective)
+    start = load_model(FoundationModel, init) if isinstance(init, Path) else init
+    for part in ("width", "depth", "heads", "mlp", "mlp_ratio", "residual_scale"):
+        if getattr(start.core_config, part) != getattr(core, part):
+            raise ConsilienceError(
+                f"the core to start from has {part} {getattr(start.core_config, part)}, this one "
+                f"{getattr(core, part)}; train with the same size"
+            )
+    model = FoundationModel(core, {name: start.tokenizers.get(name, prepared.tokenizer)}, objective)
+    model.core.load_state_dict(start.core.state_dict())
+    if name in start.tokenizers:
+        ours, theirs = _parts(model, name), _parts(start, name)
+        for key, module in ours.items():
+            module.load_state_dict(theirs[key].state_dict())
+    return model
+
+
+def _parts(model: FoundationModel, name: str) -> dict[str, nn.Module]:
+    """What turns a science's tokens into states: all of the model but its heads."""
+    port = model.predictor(name).port
+    found: dict[str, nn.Module] = {"core": model.core, "embed": port.embed}
+    return found if port.pair_bias is None else found | {"pair_bias": port.pair_bias}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Run:
+    """A model with a head on the mean of its final states."""
+
+    model: FoundationModel
+    head: nn.Linear
+    name: str
+    target: _Target
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of the science."""
+        return self.model.tokenizers[self.name]
+
+    @property
+    def trained(self) -> nn.ModuleDict:
+        """Core, embedder and head, under the names that the optimiser knows."""
+        return nn.ModuleDict(_parts(self.model, self.name) | {"head": self.head})
+
+    def to(self, device: str) -> None:
+        """Move everything."""
+        self.model.to(device)
+        self.head.to(device)
+
+    def __call__(self, tokens: TokenBatch) -> Tensor:
+        """(B, width) outputs."""
+        view = self.model.objective.observe(tokens.to(self.model.device), self.tokenizer.spec)
+        states = self.model({self.name: view}).final
+        return self.head(pool_rows(states.float(), counted_rows(view), "mean"))
+
+    def batches(self, records: Any, budget: int) -> Iterator[tuple[np.ndarray, TokenBatch]]:
+        """Places and tokens without randomness, records of similar length together."""
+        if not len(records):
+            return
+        tokens = self.tokenizer.encode(records)
+        length = tokens.length.numpy()
+        order = np.argsort(length, kind="stable")
+        for batch in by_tokens(length[order], budget):
+            yield order[batch], tokens.take(torch.from_numpy(order[batch])).trim()
+
+    @torch.no_grad()
+    def read(self, batches: list[tuple[np.ndarray, TokenBatch]]) -> Tensor:
+        """(n, width) outputs on the CPU, in the order of the records."""
+        self.model.eval()
+        count = sum(len(places) for places, _ in batches)
+        outputs = torch.zeros(count, self.target.width)
+        for places, tokens in batches:
+            outputs[torch.from_numpy(places)] = self(tokens).float().cpu()
+        return outputs
+
+    def outputs(self, records: Any) -> Tensor:
+        """(n, width) outputs for records."""
+        return self.read(list(self.batches(records, budget=8192)))
+
+
+def _train(
+    run: _Run,
+    source: Source,
+    target: Tensor,
+    validation: _Labelled,
+    training: TrainingConfig,
+    seed: int,
+    freeze_core: bool,
+) -> tuple[list[tuple[int, float]], int, int]:
+    """Train in place: (curve, steps taken, step of the weights that were kept)."""
+    run.model.core.requires_grad_(not freeze_core)
+    trained = run.trained
+    optimizer = build_optimizer(
+        trained,
+        name=training.optimizer,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+    )
+    rule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: schedule(step, steps=training.steps, warmup=training.warmup, decay=training.decay),
+    )
+    parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+    feed = TokenFeed(
+        {run.name: source}, steps=training.steps, tokens_per_batch=training.tokens_per_batch, seed=seed
+    )
+    held = list(run.batches(validation.records, training.tokens_per_batch))
+    device = run.model.device
+    half = training.precision == "bf16-mixed" or (
+        training.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    every, curve = max(1, training.steps // EVALUATIONS), []
+    lowest, best, kept, worse = np.inf, 0, copy.deepcopy(trained.state_dict()), 0
+    for step in range(training.steps):
+        _, index = feed.indices(step)
+        tokens = feed[step][1]
+        run.model.train()
+        if run.model.core_config.dropout:  # dropout draws from the global generator
+            torch.manual_seed(step_generator(seed, step, stream=1).initial_seed())
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+            outputs = run(tokens)
+        loss = run.target.loss(outputs, target[torch.from_numpy(index)].to(device))
+        if not torch.isfinite(loss):
+            raise ConsilienceError(
+                f"the loss became {loss.item()} at step {step}: lower training.learning_rate (now "
+                f"{training.learning_rate})"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, training.clip)
+        optimizer.step()
+        rule.step()
+        if (step + 1) % every and step + 1 < training.steps:
+            continue
+        curve.append((step + 1, float(run.target.loss(run.read(held), validation.target))))
+        if curve[-1][1] < lowest:
+            lowest, best, kept, worse = curve[-1][1], step + 1, copy.deepcopy(trained.state_dict()), 0
+        else:
+            worse += 1
+        if worse == PATIENCE:
+            break
+    trained.load_state_dict(kept)
+    run.model.core.requires_grad_(True)
+    return curve, curve[-1][0], best
