@@ -1,6 +1,6 @@
 """Read-outs on frozen features: linear (ridge, logistic regression), neighbours, trees, and the trivial row.
 
-- Features are standardised with the mean and scale of the training records.
+- Features are standardised with the mean and scale of training records.
 - The penalty is chosen on the validation part (by cross-validation inside the training part when
   hardly any validation record has a label); the model is fitted on the training part alone.
 - Labels of the test part are read once, to score; no choice depends on them.
@@ -183,6 +183,7 @@ def probe(
     *,
     method: FeatureMethod = "linear",
     redshift: bool = False,
+    scaled_by: np.ndarray | None = None,
 ) -> ProbeResult:
     """Fit a read-out on the training part and score it on the test part.
 
@@ -195,6 +196,8 @@ def probe(
             trees; numbers from a third of the features a split) or boosted-trees (200 steps); trees have a fixed
             seed, and nothing of them is chosen on the validation part.
         redshift: also give `nmad`, for regression of a redshift.
+        scaled_by: positions of the records whose mean and scale standardise the features; default: the labelled
+            training records. With few labels, a rare feature may be all but constant among these.
 
     Raises:
         ConsilienceError: features that are not finite or of another length; a training part without labels
@@ -208,7 +211,7 @@ def probe(
         raise ConsilienceError(
             f"all {len(target)} training labels are {str(target[0])!r}; a probe needs at least two values"
         )
-    scaler = StandardScaler().fit(train)
+    scaler = StandardScaler().fit(train if scaled_by is None else _take(matrix, scaled_by))
     train, validation, test = (scaler.transform(x) if len(x) else x for x in (train, validation, test))
     penalty = None
     # One thread: the matrices are small, and results then do not depend on the machine's core count.

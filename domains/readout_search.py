@@ -3,7 +3,8 @@
 - `search` compares candidates (layer, pool, time) by a ridge regression in closed form, on one-hot classes for
   classification. Its penalty comes from the training part (leave-one-out), the score from the validation part.
 - `final_scores` reads the chosen one with the probes of `domains.probes`, and again with 10% and 1% of the training
-  labels, where everything, the penalty included, is chosen inside that part of the labels.
+  labels, where the penalty is chosen inside that part of the labels. The scale of features, which needs no labels, is
+  that of the whole training part.
 - Labels of the test part are not read by the search at all, and by the scores only to score.
 """
 
@@ -203,10 +204,18 @@ def final_scores(
         if fraction != 1:
             parts = [label_subset(labels, split.train, kind, fraction, seed + draw) for draw in range(draws)]
             count = len(parts[0])
-            scores = [
-                probe(features, labels, Split(part, none, split.test), kind, method=method).metrics[metric]
+            smaller = [
+                probe(
+                    features,
+                    labels,
+                    Split(part, none, split.test),
+                    kind,
+                    method=method,
+                    scaled_by=split.train,
+                )
                 for part in parts
             ]
+            scores = [result.metrics[metric] for result in smaller]
         found.append(
             FractionScore(fraction=fraction, labels=count, scores=tuple(float(score) for score in scores))
         )

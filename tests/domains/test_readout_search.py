@@ -187,3 +187,15 @@ def test_parts_of_the_labels_are_nested_and_stratified(data, kind) -> None:
         assert len(parts[0]) == 10
     with pytest.raises(ConsilienceError, match="fraction of the labels"):
         label_subset(labels, SPLIT.train, kind, 0.0, 0)
+
+
+def test_a_feature_that_is_rare_among_few_labels_does_no_harm(data) -> None:
+    """It hardly moves in the labelled part: scaled by that part it would be huge elsewhere."""
+    features, labels = data
+    rare = np.random.default_rng(4).normal(scale=1e-3, size=(N, 3))
+    rare[::7] += 1.0
+    part = label_subset(labels["regression"], SPLIT.train, "regression", 0.1, 0)
+    rare[part] = np.random.default_rng(5).normal(scale=1e-3, size=(len(part), 3))
+    wide = np.hstack([features[Readout(layer=2)], rare])
+    found = final_scores(wide, labels["regression"], SPLIT, "regression", fractions=[0.1], draws=1)
+    assert found.at(0.1).value > 0.5
