@@ -88,6 +88,16 @@ class Source(ABC):
         """H(x) / N, nats per token."""
         return (self.uncertainty(None, None) + (self.length - 1) * self.uncertainty(1, None)) / self.length
 
+    @property
+    def total_correlation(self) -> float:
+        """Sum of H(x_i) - H(x), nats per sample."""
+        return self.length * (self.masked_curve(1.0) - self.entropy)
+
+    @property
+    def dual_total_correlation(self) -> float:
+        """H(x) - sum of H(x_i | all others), nats per sample."""
+        return self.length * (self.entropy - self.masked_curve(0.0))
+
     def masked_curve(self, rate: float) -> float:
         """H_r: the loss of a perfect masked model at this rate, nats per hidden token."""
         total = 0.0
@@ -284,6 +294,11 @@ class GaussianAR1(Source):
         return ((t * covariance - (1 - t) * eye) @ torch.linalg.solve(mixed, noisy.double()[..., None]))[
             ..., 0
         ]
+
+    def mmse(self, snr: float) -> float:
+        """Squared error per token of the best estimate of z from sqrt(snr) * z + noise: trace(S (I + g S)^-1) / N."""
+        eigenvalues = torch.linalg.eigvalsh(self.covariance)
+        return float((eigenvalues / (1 + snr * eigenvalues)).mean())
 
     def _standard(self, tokens: TokenBatch) -> Tensor:
         assert tokens.values is not None

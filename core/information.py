@@ -1,0 +1,469 @@
+"""The information profile of data as one trained model sees it: how much is known of a token as more is seen.
+
+Three ways to pre-train integrate to the same entropy. Next-token adds up the chain rule. Masking is an erasure
+channel: with H_r the mean uncertainty of a token when every other one is kept with probability 1 - r,
+
+    H(x) / N = area of H_r over r in [0, 1]      (Ashikhmin, Kramer and ten Brink 2004; for masked diffusion
+                                                  Jeon et al. 2025, arXiv:2510.24088),
+
+and above the area lies the total correlation N (H_1 - area), below it the dual total correlation N (area - H_0).
+Denoising is a Gaussian channel, whose area is over the signal-to-noise ratio (`gaussian_profile`). The erasure
+curve also says what it costs to reveal many tokens at once (`parallel_unmasking_gap`).
+
+Given tokens are conditioned on and never count; lengths and addresses are conditioned on as well. With N_b
+predictable tokens in sample b, numbers per token are sums over samples divided by the sum of N_b (token-weighted), and
+numbers per sample are means over samples. Standard errors take samples as independent, and tokens of a sample
+as not: that of a ratio is its linearisation (the infinitesimal jackknife).
+
+    >>> profile = erasure_profile(model.predictor(), tokens, seed=0)
+    >>> profile.entropy, profile.total_correlation, steps_needed(profile, 40, 0.1)
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.integrate import trapezoid
+from scipy.interpolate import PchipInterpolator
+from scipy.optimize import nnls
+from torch import Tensor
+
+from consilience.core.batch import TokenBatch
+from consilience.core.errors import ConsilienceError
+from consilience.core.likelihoods import Velocity
+from consilience.core.objectives.base import (
+    Objective,
+    Predictor,
+    predictable,
+    stratified,
+    sum_fields,
+    weakened,
+)
+from consilience.core.objectives.denoising import Denoising, noisy_view
+from consilience.core.objectives.masked import Masked, masked_view
+from consilience.core.objectives.masked_diffusion import MaskedDiffusion
+from consilience.core.synthetic import GaussianAR1, Source
+from consilience.core.view import Kind, Targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A number with its standard error over samples (NaN for a single sample)."""
+
+    value: float
+    error: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ErasureProfile:
+    """The curve H_r of a model's cross-entropy. B samples, R rates.
+
+    Every point of the curve bounds that of the data from above, so the area bounds the entropy. The two
+    correlations are differences of bounds: estimates, with no side that they err to.
+
+    Args:
+        rates: (R,) ascending, 0 and 1 included.
+        weights: (R,) of the quadrature over [0, 1]; 0 at both ends.
+        nats: (B, R) summed over the predictable tokens of a sample: unbiased for N_b H_r of that sample.
+        tokens: (B,) predictable tokens of every sample, N_b.
+        kind: bound, or surrogate where the content has no proper density.
+    """
+
+    rates: np.ndarray
+    weights: np.ndarray
+    nats: np.ndarray
+    tokens: np.ndarray
+    kind: Kind
+
+    @property
+    def curve(self) -> np.ndarray:
+        """(R,) H_r, nats per token."""
+        return self.nats.sum(0) / self.tokens.sum()
+
+    @property
+    def curve_error(self) -> np.ndarray:
+        """(R,) standard errors of `curve`."""
+        return np.array([_ratio(column, self.tokens).error for column in self.nats.T])
+
+    @property
+    def area(self) -> np.ndarray:
+        """(B,) the area of every sample, nats: on average its negative log-likelihood over all orders."""
+        return self.nats @ self.weights
+
+    @property
+    def entropy(self) -> Estimate:
+        """Area of the curve, nats per token."""
+        return _ratio(self.area, self.tokens)
+
+    @property
+    def marginal(self) -> Estimate:
+        """H_1: a token when no other is seen, nats per token."""
+        return _ratio(self.nats[:, -1], self.tokens)
+
+    @property
+    def leave_one_out(self) -> Estimate:
+        """H_0: a token when all others are seen, nats per token."""
+        return _ratio(self.nats[:, 0], self.tokens)
+
+    @property
+    def total_correlation(self) -> Estimate:
+        """N (H_1 - area), nats per sample: what the tokens say about one another."""
+        return _mean(self.nats[:, -1] - self.area)
+
+    @property
+    def total_correlation_per_token(self) -> Estimate:
+        """H_1 - area, nats per token."""
+        return _ratio(self.nats[:, -1] - self.area, self.tokens)
+
+    @property
+    def dual_total_correlation(self) -> Estimate:
+        """N (area - H_0), nats per sample: all that is not private to one token."""
+        return _mean(self.area - self.nats[:, 0])
+
+    @property
+    def dual_total_correlation_per_token(self) -> Estimate:
+        """area - H_0, nats per token."""
+        return _ratio(self.area - self.nats[:, 0], self.tokens)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GaussianProfile:
+    """The error of a denoiser against the signal-to-noise ratio g, standardised. B samples, G ratios.
+
+    Args:
+        log_snr: (G,) ascending and equally spaced, log g.
+        errors: (B, G) unbiased for the squared error of the denoised sample, summed over its dimensions.
+        dimensions: (B,) measured channels of predictable tokens.
+        tokens: (B,) predictable tokens.
+        value_scale: original units per standardised unit.
+        kind: bound, or surrogate where the values have no density under this model.
+    """
+
+    log_snr: np.ndarray
+    errors: np.ndarray
+    dimensions: np.ndarray
+    tokens: np.ndarray
+    value_scale: float
+    kind: Kind
+
+    @property
+    def mmse(self) -> np.ndarray:
+        """(G,) mean squared error per dimension; between that of the perfect denoiser and infinity."""
+        return self.errors.sum(0) / self.dimensions.sum()
+
+    @property
+    def mmse_error(self) -> np.ndarray:
+        """(G,) standard errors of `mmse`."""
+        return np.array([_ratio(column, self.dimensions).error for column in self.errors.T])
+
+    @property
+    def nats(self) -> np.ndarray:
+        """(B,) negative log-likelihood in original units (Guo, Shamai and Verdu 2005; Kong et al. 2023).
+
+        n/2 log(2 pi e) - 1/2 integral of D dg over g > 0, with D(g) = n / (1 + g) - error(g) for n dimensions.
+        On the grid D dg = g D dlog g by the trapezoid rule, which converges exponentially where g D is smooth in
+        log g (for a Gaussian it is a sum of logistic steps). Below the grid D is taken as constant: what that
+        neglects is at most tr(S^2) g^2 / 2, S the covariance. Above it D is taken to fall as 1 / g^2, as it does
+        for a smooth density and a perfect denoiser once the noise is well below the finest scale of the data:
+        choose the grid so that g D has died out there. A trained model's excess error is counted as if it did too.
+        """
+        g = np.exp(self.log_snr)
+        gain = g * (self.dimensions[:, None] / (1 + g) - self.errors)
+        area = trapezoid(gain, self.log_snr, axis=1) + gain[:, 0] + gain[:, -1]
+        white = self.dimensions * (0.5 * math.log(2 * math.pi * math.e) + math.log(self.value_scale))
+        return white - area / 2
+
+    @property
+    def entropy(self) -> Estimate:
+        """Nats per token in original units; an upper bound, as no denoiser is better than the perfect one."""
+        return _ratio(self.nats, self.tokens)
+
+
+def profiled_by(objective: Objective) -> Literal["erasure", "gaussian"] | None:
+    """Which profile a model trained with this objective can give; None when it has not seen the whole channel."""
+    last = objective.at(1.0)  # of an objective with phases, what training ended with
+    if isinstance(last, Denoising):
+        return "gaussian"
+    if isinstance(last, MaskedDiffusion) or (isinstance(last, Masked) and last.rate is None):
+        return "erasure"
+    return None
+
+
+@torch.no_grad()
+def erasure_profile(
+    predict: Predictor,
+    tokens: TokenBatch,
+    *,
+    nodes: int = 8,
+    draws: int = 4,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> ErasureProfile:
+    """Measure H_r at Gauss-Legendre rates and at both ends.
+
+    The area of a curve of N tokens is that of a polynomial of degree N - 1: exact up to N = 2 nodes, and for
+    more tokens as smooth as the curve is; more nodes tell.
+
+    Args:
+        predict: a model in evaluation mode that saw all rates in training; see `profiled_by`.
+        tokens: held-out samples, on the model's device.
+        nodes: rates inside (0, 1).
+        draws: sets of hidden tokens per sample and rate.
+        seed: of the sets; padding and batch size do not change them.
+        batch_size: samples at a time; changes speed and memory only.
+    """
+    if any(isinstance(likelihood, Velocity) for likelihood in predict.likelihoods.values()):
+        raise ConsilienceError("this model denoises and hides no tokens: use gaussian_profile")
+    if nodes < 1 or draws < 1:
+        raise ConsilienceError(f"nodes and draws must be at least 1, not {nodes} and {draws}")
+    free, count = _free(tokens)
+    places, weights = np.polynomial.legendre.leggauss(nodes)
+    rates = np.concatenate([[0.0], (places + 1) / 2, [1.0]])
+    generator = torch.Generator().manual_seed(seed)
+    nats = torch.zeros(tokens.size, len(rates), dtype=torch.float64)
+    for column, rate in enumerate(rates):
+        # At rate 1 all sets are the same; at rate 0 there are as many as tokens.
+        most = {0.0: min(draws, int(count.max())), 1.0: 1}.get(float(rate), draws)
+        rank = _uniform(free, generator).argsort(dim=1).argsort(dim=1)
+        for draw in range(most):
+            # In H_r token i is hidden always, any other with probability r. Given their number k = 1 + Binomial(
+            # N - 1, r), which does not depend on i, the hidden set is a uniform k-subset S and i is uniform in it.
+            # So: draw k, then S, and score the mean over S instead of one i. Unbiased at every rate (Rao-Blackwell);
+            # S is never empty, and no weight blows up. k is stratified over samples; S is the first k tokens of a
+            # random order, which further draws rotate to score other tokens: each draw alone is uniform.
+            k = _hidden_counts(count, float(rate), generator)
+            place = torch.remainder(rank - draw, count.clamp_min(1)[:, None])
+            hidden = free & (place < k[:, None])
+            for rows in _chunks(tokens, batch_size):
+                mean = _mean_nats(predict, tokens.take(rows).trim(), hidden[rows])
+                nats[rows, column] += mean.cpu() * count[rows] / most
+    return ErasureProfile(
+        rates=rates,
+        weights=np.concatenate([[0.0], weights / 2, [0.0]]),
+        nats=nats.numpy(),
+        tokens=count.numpy(),
+        kind=weakened("bound", predict.likelihoods),
+    )
+
+
+@torch.no_grad()
+def gaussian_profile(
+    predict: Predictor,
+    tokens: TokenBatch,
+    *,
+    nodes: int = 24,
+    draws: int = 1,
+    seed: int = 0,
+    log_snr: tuple[float, float] = (-7.0, 9.0),
+    batch_size: int = 256,
+) -> GaussianProfile:
+    """Measure the error of a flow-matching model on a grid of signal-to-noise ratios.
+
+    x_t = (1 - t) noise + t x has g = (t / (1 - t))^2, and x - denoised = (1 - t) (velocity - predicted velocity).
+    The error of the denoiser that is best for white data, x_t t / ((1 - t)^2 + t^2), on the same noise is
+    subtracted and its expectation (|x|^2 + n g) / (1 + g)^2 added: no bias, and most of the noise cancels.
+
+    Only measured channels count. Counts, weighted, constrained and mixed content have no density under the flow:
+    the profile is a surrogate, in the standardised space with the scale added.
+
+    Args:
+        predict: a flow-matching model in evaluation mode.
+        tokens: held-out samples, on the model's device.
+        nodes: points of the grid.
+        draws: noises per sample and point.
+        seed: of the noise; padding and batch size do not change it.
+        log_snr: ends of the grid; widen the upper one where neighbours determine a value to better than 1%.
+        batch_size: samples at a time; changes speed and memory only.
+    """
+    if not isinstance(predict.likelihoods.get("values"), Velocity):
+        raise ConsilienceError("gaussian_profile needs a denoising model; use erasure_profile")
+    if nodes < 2 or draws < 1 or not log_snr[0] < log_snr[1]:
+        raise ConsilienceError(f"no grid of {nodes} points over {log_snr} with {draws} draws")
+    assert tokens.values is not None
+    spec = predict.spec
+    free, count = _free(tokens)
+    clean = spec.standardise(tokens.values)
+    measured = free[..., None].to(clean.device).expand_as(clean)
+    if tokens.weight is not None:
+        measured = measured & (tokens.weight > 0)
+    energy = (clean.double().square() * measured).sum((1, 2)).cpu()
+    dimensions = measured.sum((1, 2)).cpu()
+    grid = np.linspace(*log_snr, nodes)
+    generator = torch.Generator().manual_seed(seed)
+    errors = torch.zeros(tokens.size, nodes, dtype=torch.float64)
+    for column, g in enumerate(np.exp(grid).tolist()):
+        time = math.sqrt(g) / (1 + math.sqrt(g))
+        errors[:, column] = (energy + g * dimensions) / (1 + g) ** 2
+        for _ in range(draws):
+            noise = torch.zeros(clean.shape)
+            noise[free] = torch.randn(int(free.sum()), clean.shape[2], generator=generator)
+            noise = noise.to(clean.device)
+            lost = (free & (_uniform(free, generator) >= time)).to(clean.device)
+            for rows in _chunks(tokens, batch_size):
+                part = tokens.take(rows).trim()
+                x, eps, counts = (each[rows, : part.width] for each in (clean, noise, measured))
+                noisy = torch.where(predictable(part)[..., None], (1 - time) * eps + time * x, x)
+                at = torch.full((part.size,), time, device=part.device)
+                velocity = predict(noisy_view(part, noisy, at, lost[rows, : part.width], spec))["values"]
+                error = (1 - time) * (velocity.double() - (x - eps))
+                white = (x - math.sqrt(g) * eps).double() / (1 + g)
+                gained = (error.square() - white.square()) * counts
+                errors[rows, column] += gained.sum((1, 2)).cpu() / draws
+    improper = spec.vocabulary or spec.counts or spec.weighted or spec.constrained
+    return GaussianProfile(
+        log_snr=grid,
+        errors=errors.numpy(),
+        dimensions=dimensions.numpy(),
+        tokens=count.numpy(),
+        value_scale=spec.value_scale,
+        kind="surrogate" if improper else "bound",
+    )
+
+
+def exact_erasure(source: Source, rates: np.ndarray) -> np.ndarray:
+    """H_r of a source, nats per token."""
+    return np.array([source.masked_curve(float(rate)) for rate in rates])
+
+
+def exact_gaussian(source: Source, log_snr: np.ndarray) -> np.ndarray:
+    """Minimum mean squared error of a Gaussian source per dimension, standardised: trace(S (I + g S)^-1) / N."""
+    if not isinstance(source, GaussianAR1):
+        raise ConsilienceError(f"{source.name} has no values: its curve is exact_erasure")
+    return np.array([source.mmse(math.exp(log_g)) for log_g in log_snr])
+
+
+def parallel_unmasking_gap(profile: ErasureProfile, n_tokens: int, steps: int) -> float:
+    """What it costs to reveal n tokens in a random order in k equal steps, nats per sample.
+
+    Tokens of one step are drawn independently given those before. A step of m tokens that starts with j known
+    ones costs the KL divergence sum over i of H(x_i | known) - H(x_step | known). With Z_j = H(x_i | j random
+    others), averaged over orders, that is m Z_j - (Z_j + ... + Z_{j+m-1}): the area between the level at the start of
+    the step and the curve (Chen, Cong and Li 2025, arXiv:2511.04647; Lavenant and Zanella 2025, arXiv:2510.25544).
+    One step costs the total correlation, n steps nothing.
+
+    It is the cost of a perfect model with these curves, averaged over orders; what the model lacks comes on top.
+    """
+    if not 1 <= steps <= n_tokens:
+        raise ConsilienceError(f"steps must lie in 1..{n_tokens} for {n_tokens} tokens, not {steps}")
+    return _gap(_unmasking_curve(profile, n_tokens), steps)
+
+
+def steps_needed(profile: ErasureProfile, n_tokens: int, tolerance_nats: float) -> int:
+    """The fewest equal steps whose `parallel_unmasking_gap` is within the tolerance, nats per sample."""
+    if n_tokens < 1 or tolerance_nats < 0:
+        raise ConsilienceError(f"no steps for {n_tokens} tokens within {tolerance_nats} nats")
+    curve = _unmasking_curve(profile, n_tokens)
+    rounding = 1e-9  # n steps cost nothing, but for the last digit
+    return next(k for k in range(1, n_tokens + 1) if _gap(curve, k) <= tolerance_nats + rounding)
+
+
+def captured_dependence(marginal_nats: float, model_nats: float, tokens: int) -> float:
+    """Total correlation that a model has captured, nats per token: (marginal - model) / tokens.
+
+    Both are summed negative log-likelihoods of the same samples: tokens one by one by their marginals (address alone),
+    and the model's of the whole. Unit-free: an invertible map of a value (units, log, standardisation, finer bins)
+    adds the same log-derivative to both, which cancels; only what tokens say about one another is left. So it may be
+    compared between sciences, where nats of a density may not. Fit the marginals with the same family of
+    likelihood, or what the family lacks counts as dependence.
+    """
+    return (marginal_nats - model_nats) / tokens
+
+
+def paired_captured_dependence(
+    marginal_nats: np.ndarray, model_nats: np.ndarray, tokens: np.ndarray
+) -> Estimate:
+    """`captured_dependence` from (B,) nats and tokens of every sample; what makes a sample hard cancels."""
+    return _ratio(np.asarray(marginal_nats) - np.asarray(model_nats), np.asarray(tokens))
+
+
+def _unmasking_curve(profile: ErasureProfile, n: int) -> np.ndarray:
+    """(n,) Z_j, the uncertainty of a token when j random others of n are known, from H_r.
+
+    H_r is the mean of Z_j over j ~ Binomial(n - 1, 1 - r), and its area is the plain mean of Z. Knots of Z at
+    the rates, a line between them, are fitted to the curve, its area and its ends so that Z never rises:
+    information cannot hurt. A smooth monotone curve then runs through the knots. With as many knots as tokens
+    it is exact.
+    """
+    curve, area = profile.curve, profile.entropy.value
+    if n == 1:
+        return curve[-1:]
+    knots = np.unique(np.round((n - 1) * (1 - profile.rates)).astype(int))
+    # Column k: what the curve gains over H_0 by one nat of fall between knots k and k + 1.
+    falling = np.tri(len(knots), len(knots) - 1, -1) == 0
+    lines = np.stack([np.interp(np.arange(n), knots, column.astype(float)) for column in falling.T], axis=1)
+    kept = _binomial(torch.full(curve.shape, n - 1), torch.from_numpy(1 - profile.rates)).numpy()
+    rows = np.concatenate([kept @ lines, lines.mean(0, keepdims=True)])
+    wanted = np.append(curve, area) - curve[0]
+    trust = np.ones(len(wanted))
+    trust[[-2, -1]] = 1e3  # H_1 and the area are kept, so that one step costs the total correlation
+    falls, _ = nnls(rows * trust[:, None], wanted * trust)
+    fitted = curve[0] + lines[knots] @ falls
+    return PchipInterpolator(knots, fitted)(np.arange(n))
+
+
+def _gap(curve: np.ndarray, steps: int) -> float:
+    """Steps as `core.samplers.unmasking` takes them."""
+    bounds = len(curve) * np.arange(steps + 1) // steps
+    return float((np.diff(bounds) * curve[bounds[:-1]]).sum() - curve.sum())
+
+
+def _binomial(total: Tensor, p: Tensor) -> Tensor:
+    """(S, most + 1) float64, probabilities of 0, 1, ... successes in `total` (S,) trials of probability p (S,)."""
+    successes = torch.arange(int(total.max()) + 1)
+    law = torch.distributions.Binomial(total.double()[:, None], p.double()[:, None])
+    possible = successes <= total[:, None]
+    return law.log_prob(torch.minimum(successes, total[:, None]).double()).exp() * possible
+
+
+def _hidden_counts(count: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+    """(B,) 1 + Binomial(N_b - 1, rate), at most N_b: by inverting the distribution at stratified numbers."""
+    sizes, size = torch.unique(count, return_inverse=True)
+    below = _binomial((sizes - 1).clamp_min(0), torch.full(sizes.shape, rate)).cumsum(1)
+    level = stratified(len(count), generator, count.device)[:, None]
+    return torch.minimum(1 + (below[size] <= level).sum(1), count)
+
+
+def _free(tokens: TokenBatch) -> tuple[Tensor, Tensor]:
+    """(B, N) predictable tokens and (B,) their number, on the CPU where randomness is drawn."""
+    free = predictable(tokens).cpu()
+    if not free.any():
+        raise ConsilienceError("there is no token to predict: all are given, or there are no samples")
+    return free, free.sum(1)
+
+
+def _uniform(free: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform numbers in [0, 1) for predictable tokens, 2 for others: drawn for those alone, whatever the padding."""
+    numbers = torch.full(free.shape, 2.0)
+    numbers[free] = torch.rand(int(free.sum()), generator=generator)
+    return numbers
+
+
+def _chunks(tokens: TokenBatch, size: int) -> Iterator[Tensor]:
+    yield from torch.arange(tokens.size).split(size)
+
+
+def _mean_nats(predict: Predictor, tokens: TokenBatch, hidden: Tensor) -> Tensor:
+    """(B,) float64, nats per hidden token of every sample."""
+    hidden = hidden[:, : tokens.width].to(tokens.device)
+    scored = Targets(tokens=tokens, scored=hidden).select()
+    parameters = {
+        field: rows[hidden] for field, rows in predict(masked_view(tokens, hidden, predict.spec)).items()
+    }
+    nats = sum_fields(predict.likelihoods, parameters, scored).double()
+    total = torch.zeros(tokens.size, dtype=torch.float64, device=nats.device)
+    return total.index_add(0, scored.sample, nats) / hidden.sum(1).clamp_min(1)
+
+
+def _mean(values: np.ndarray) -> Estimate:
+    return _ratio(values, np.ones(len(values)))
+
+
+def _ratio(values: np.ndarray, counts: np.ndarray) -> Estimate:
+    """sum(values) / sum(counts) over independent samples."""
+    value = values.sum() / counts.sum()
+    rest, n = values - value * counts, len(values)
+    error = math.sqrt(n / (n - 1) * np.square(rest).sum()) / counts.sum() if n > 1 else math.nan
+    return Estimate(value=float(value), error=float(error))
