@@ -18,13 +18,12 @@ from consilience.core.likelihoods import Field, Likelihood
 from consilience.core.modalities import join_angles, join_biases, join_patterns, join_times
 from consilience.core.objectives.base import Objective, sum_fields
 from consilience.core.port import Port
+from consilience.core.readouts import Pool
 from consilience.core.records import Failure
 from consilience.core.sampling import Sampling
 from consilience.core.tokenizer import Tokenizer
 from consilience.core.transformer import CoreConfig, CoreInput, KeyValueCache, States, Transformer
 from consilience.core.view import Loss, Scored, View
-
-Pool = Literal["mean", "last", "first"]
 
 HEAD_NUMBERS = 2**23
 """Parameters of likelihoods that are held at once in training (32 MB); more are computed in pieces."""
@@ -140,7 +139,12 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         return port
 
     def loss(
-        self, batches: Mapping[str, TokenBatch], generator: torch.Generator, *, samples: Tensor | None = None
+        self,
+        batches: Mapping[str, TokenBatch],
+        generator: torch.Generator,
+        *,
+        samples: Tensor | None = None,
+        objective: Objective | None = None,
     ) -> dict[str, Loss]:
         """The training loss of each modality of one batch of samples.
 
@@ -148,10 +152,11 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
             batches: modality -> tokens; sample i of each is the same object.
             generator: of the corruption, which is drawn for the whole batch.
             samples: compute the loss of these alone, each corrupted as in the whole batch; None = all.
+            objective: a phase of the model's objective (`Objective.at`); None = the objective itself.
         """
+        objective = objective or self.objective
         drawn = {
-            name: self.objective.view(tokens, self._port(name).spec, generator)
-            for name, tokens in batches.items()
+            name: objective.view(tokens, self._port(name).spec, generator) for name, tokens in batches.items()
         }
         if samples is not None:
             drawn = {
@@ -162,10 +167,12 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         for name, (view, targets) in drawn.items():
             own = states[:, first : first + view.tokens.width]
             first += view.tokens.width
-            losses[name] = self._loss_of_rows(self._port(name), own[targets.scored], targets.select())
+            losses[name] = self._loss_of_rows(
+                self._port(name), own[targets.scored], targets.select(), objective
+            )
         return losses
 
-    def _loss_of_rows(self, port: Port, states: Tensor, scored: Scored) -> Loss:
+    def _loss_of_rows(self, port: Port, states: Tensor, scored: Scored, objective: Objective) -> Loss:
         """Heads and likelihoods of the scored rows; in pieces that are computed again backwards where they are big.
 
         4,096 rows of a vocabulary of 20,000 genes are 330 MB, several times over with their gradients.
@@ -177,14 +184,14 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         width = sum(likelihood.parameters for likelihood in port.likelihoods.values())
         rows, count = max(1, HEAD_NUMBERS // width), states.shape[0]
         if count <= rows:
-            return self.objective.reduce(nats(states, scored), port.likelihoods, scored)
+            return objective.reduce(nats(states, scored), port.likelihoods, scored)
         parts = [
             checkpoint(
                 nats, states[first : first + rows], scored.rows(first, first + rows), use_reentrant=False
             )
             for first in range(0, count, rows)
         ]
-        return self.objective.reduce(torch.cat(parts), port.likelihoods, scored)
+        return objective.reduce(torch.cat(parts), port.likelihoods, scored)
 
     def predictor(self, domain: str | None = None) -> "DomainPredictor":
         """The model seen through one science, for samplers and likelihoods."""
@@ -217,7 +224,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
             domain: the science; may be left out when the model knows one.
             ids: one id a record, for the result and for messages; default: the place in the input.
             layer: -1 the final normalised state, 0 the embedding, 1..L after that block.
-            pool: mean over tokens, or the first or last token.
+            pool: mean or max over tokens, or the first or last token.
             batch_size: records at a time; changes speed and memory only. Default: by their tokens.
             precision: 32-true, or bf16-mixed: faster where the hardware has it, three digits of accuracy.
         """

@@ -90,15 +90,16 @@ class PreTraining(pl.LightningModule):
         """
         name, tokens = batch
         generator = step_generator(self.config.seed, self.global_step, stream=1)
+        objective = self.model.objective.at(self.global_step / self.config.steps)
         if self.model.core_config.dropout:  # dropout draws from the global generator
             torch.manual_seed(generator.initial_seed() + rank())
         if world() == 1:
-            loss = self.model.loss({name: tokens}, generator)[name]
+            loss = self.model.loss({name: tokens}, generator, objective=objective)[name]
             scaled, value = loss.value, loss.value.detach()
         else:
             share = share_of(tokens.length, rank(), world())
             samples = share.samples.to(tokens.device)
-            loss = self.model.loss({name: tokens}, generator, samples=samples)[name]
+            loss = self.model.loss({name: tokens}, generator, samples=samples, objective=objective)[name]
             everyone = combine(loss.value, loss.tokens if share.counts else 0, self.interruption.asked)
             scaled, value = loss.value * everyone.factor, everyone.value
             if everyone.stop:

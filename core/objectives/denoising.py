@@ -73,7 +73,7 @@ class Denoising(Objective):
         surrogate.
         """
         spec = predict.spec
-        if spec.vocabulary or spec.counts or spec.weighted or spec.constrained:
+        if not has_density(spec):
             return super().evaluate(predict, tokens, generator, draws=draws)
         from consilience.core.samplers.transport import log_likelihood
 
@@ -97,6 +97,11 @@ class Denoising(Objective):
         from consilience.core.samplers.transport import transport
 
         return transport(predict, template, hidden, generator, sampling)
+
+
+def has_density(spec: TokenSpec) -> bool:
+    """Whether a flow has a density of this content: values alone, exact, not counts and without a constraint."""
+    return not (spec.vocabulary or spec.counts or spec.weighted or spec.constrained)
 
 
 def noisy_view(tokens: TokenBatch, noisy: Tensor, time: Tensor, lost: Tensor, spec: TokenSpec) -> View:

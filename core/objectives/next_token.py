@@ -6,28 +6,25 @@ address of sigma-GPT, Pannatier et al. 2024, arXiv:2404.09562). One stream of N 
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from consilience.core.attention import Pattern
 from consilience.core.batch import TokenBatch, TokenSpec
-from consilience.core.errors import ConsilienceError
-from consilience.core.objectives.base import Objective, Predictor, predictable, uniform_like
+from consilience.core.objectives.base import Headed, Predictor, predictable
+from consilience.core.objectives.orders import Order, check_order, laid_out, permutation
 from consilience.core.sampling import Sampling
 from consilience.core.view import Targets, View
 
-Order = Literal["natural", "reversed", "random"]
-
 
 @dataclass(frozen=True, kw_only=True)
-class NextToken(Objective):
+class NextToken(Headed):
     """Autoregression in a chosen order; the loss is an exact negative log-likelihood.
 
     Args:
-        order: natural (as the tokenizer lays tokens out), reversed, or random (any-order autoregression, a new
-            order for every sample and step).
+        order: natural (as the tokenizer lays tokens out), reversed, centre-out, outside-in, or random (any-order
+            autoregression, a new order for every sample and step); see `core.objectives.orders`.
     """
 
     order: Order = "natural"
@@ -36,10 +33,8 @@ class NextToken(Objective):
     kind = "exact"
 
     def __post_init__(self) -> None:
-        if self.order not in ("natural", "reversed", "random"):
-            raise ConsilienceError(
-                f"next-token: unknown order '{self.order}'; known: natural, reversed, random"
-            )
+        super().__post_init__()
+        check_order(self.name, self.order)
 
     @property
     def ends_samples(self) -> bool:
@@ -49,27 +44,19 @@ class NextToken(Objective):
     def view(self, tokens: TokenBatch, spec: TokenSpec, generator: torch.Generator) -> tuple[View, Targets]:
         """Row i holds token i - 1 and asks for token i; the first row is a start mark."""
         ordered = tokens.permute(self.permutation(tokens, generator))
-        return shifted_view(ordered, spec), Targets(tokens=ordered, scored=predictable(ordered))
+        targets = Targets(tokens=ordered, scored=predictable(ordered))
+        return shifted_view(ordered, spec), self.with_noise(targets, generator)
 
     def permutation(self, tokens: TokenBatch, generator: torch.Generator) -> Tensor:
         """(B, N): given tokens first, then the order, then padding."""
-        n = tokens.width
-        place = torch.arange(n, device=tokens.device).expand(tokens.size, n).float()
-        free = predictable(tokens)
-        if self.order == "reversed":
-            place = torch.where(free, n - place, place)
-        elif self.order == "random":
-            place = torch.where(free, n * uniform_like(free, generator), place)
-        rank = torch.where(tokens.is_given, place - 4 * n, place) + torch.where(tokens.real, 0.0, 4.0 * n)
-        return rank.argsort(dim=1, stable=True)
+        return permutation(tokens, self.order, generator)
 
     def observe(self, tokens: TokenBatch, spec: TokenSpec) -> View:
         """Start mark, then every token; each row asks for the next one, the last for itself.
 
-        A model of random orders is shown the natural one.
+        Tokens stand in the order of training; a model of random orders is shown the natural one.
         """
-        if self.order == "reversed":
-            tokens = tokens.permute(self.permutation(tokens, torch.Generator()))
+        tokens = laid_out(tokens, self.order)
         extra = tokens.map(lambda x: x if x.dim() == 1 else torch.cat([x, x[:, -1:]], dim=1))
         last = (torch.arange(extra.width, device=tokens.device)[None] == tokens.length[:, None])[..., None]
 

@@ -30,9 +30,13 @@ DOMAINS = {
 }
 OBJECTIVES = {
     "next-token": "consilience.core.objectives.next_token:NextToken",
+    "any-order": "consilience.core.objectives.any_order:AnyOrder",
     "masked": "consilience.core.objectives.masked:Masked",
     "masked-diffusion": "consilience.core.objectives.masked_diffusion:MaskedDiffusion",
     "denoising": "consilience.core.objectives.denoising:Denoising",
+    "block": "consilience.core.objectives.block:Block",
+    "two-phase": "consilience.core.objectives.two_phase:TwoPhase",
+    "address-only": "consilience.core.objectives.address_only:AddressOnly",
 }
 
 _TABLES: dict[Kind, dict[str, str]] = {"domain": DOMAINS, "objective": OBJECTIVES}

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from consilience.core.attention import Pattern
 from consilience.core.batch import TokenBatch, TokenSpec
 from consilience.core.model import FoundationModel
-from consilience.core.objectives import Denoising, Masked, MaskedDiffusion, NextToken, Objective
+from consilience.core.objectives import Block, Denoising, Masked, MaskedDiffusion, NextToken, Objective
 from consilience.core.objectives.base import Predictor
 from consilience.core.objectives.masked import masked_view
 from consilience.core.synthetic import Source
@@ -165,12 +165,32 @@ class LeakyDenoising(Denoising):
         return super().evaluate(predict, self.betray(tokens, predict.spec), generator, draws=draws)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LeakyPattern(Pattern):
+    """Queries see the clean context of their own block: `<=` where `<` is right."""
+
+    def allowed(self, n: int, device: torch.device) -> Tensor | None:
+        same = self.block[:, None, :] == self.block[:, :, None]
+        return super().allowed(n, device) | (same & self.query[:, :, None] & ~self.query[:, None, :])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeakyBlock(Block):
+    """Lets queries see the clean context of their own block."""
+
+    def view(self, tokens: TokenBatch, spec: TokenSpec, generator: torch.Generator) -> tuple[View, Targets]:
+        view, targets = super().view(tokens, spec, generator)
+        return replace(view, pattern=LeakyPattern(**vars(view.pattern))), targets
+
+
 PLANTED = {
     "next-token": LeakyNextToken(),
     "next-token-unshifted": UnshiftedNextToken(),
     "masked": LeakyMasked(rate=0.5),
     "masked-diffusion": LeakyMaskedDiffusion(),
     "denoising": LeakyDenoising(),
+    "block": LeakyBlock(size=2),
+    "block-gaussian": LeakyBlock(size=2, noise="gaussian"),
 }
 
 
@@ -186,7 +206,8 @@ def trained(source: Source, objective: Objective, seed: int = 0, steps: int = 40
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = 8e-3 * min((step + 1) / 40, 1 - step / steps)
-        loss = model.loss({source.name: source.tokens(batch, generator)}, generator)[source.name]
+        tokens, phase = source.tokens(batch, generator), objective.at(step / steps)
+        loss = model.loss({source.name: tokens}, generator, objective=phase)[source.name]
         optimiser.zero_grad()
         loss.value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -200,6 +221,7 @@ def tools() -> SimpleNamespace:
     return SimpleNamespace(
         tiny=TINY,
         planted=PLANTED.__getitem__,
+        leaky_pattern=LeakyPattern,
         seeded=seeded,
         awaken=awaken,
         spec_of=spec_of,

@@ -59,7 +59,8 @@ def train(
     Args:
         domains: the sciences: cells, galaxies, molecules, points, or package.module:NAME of your own.
         out: the folder of the run; new or empty unless the run in it is resumed.
-        objective: what to train with: next-token, masked, masked-diffusion, denoising, or package.module:NAME.
+        objective: what to train with: next-token, any-order, masked, masked-diffusion, denoising, block, two-phase,
+            address-only, or package.module:NAME.
         data: a file, or one for each science (--data cells=a.h5ad --data points=b.xyz; in Python a dictionary);
             the name of a fetched data set and the folder of `consilience tokenize` work too. Bundled data where
             left out.

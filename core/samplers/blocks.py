@@ -1,0 +1,140 @@
+"""Generation and likelihood block by block: unmasking or transport within each, given the clean blocks before."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from consilience.core.attention import Pattern
+from consilience.core.batch import TokenBatch, TokenSpec
+from consilience.core.likelihoods import Field, Likelihood
+from consilience.core.objectives.base import Predictor, predictable
+from consilience.core.objectives.block import Block
+from consilience.core.objectives.denoising import EXACT_DIMENSIONS
+from consilience.core.ode import log_density
+from consilience.core.samplers.content import cut_at_end
+from consilience.core.samplers.transport import transport
+from consilience.core.samplers.unmasking import unmask
+from consilience.core.sampling import Sampling
+from consilience.core.transformer import KeyValueCache
+from consilience.core.view import View
+
+
+@dataclass(frozen=True)
+class Patterned:
+    """A model whose views get another pattern of attention: samplers of one block then see the blocks before it."""
+
+    predict: Predictor
+    pattern: Pattern
+
+    @property
+    def spec(self) -> TokenSpec:
+        """The tokens of the science."""
+        return self.predict.spec
+
+    @property
+    def likelihoods(self) -> Mapping[Field, Likelihood]:
+        """The likelihood of each field of the content."""
+        return self.predict.likelihoods
+
+    def __call__(self, view: View, *, cache: KeyValueCache | None = None) -> dict[Field, Tensor]:
+        """Parameters of each likelihood for every row."""
+        return self.predict(replace(view, pattern=self.pattern), cache=cache)
+
+    def new_cache(self, batch: int, rows: int) -> KeyValueCache:
+        """That of the model."""
+        return self.predict.new_cache(batch, rows)
+
+
+def block_by_block(
+    objective: Block,
+    predict: Predictor,
+    tokens: TokenBatch,
+    hidden: Tensor,
+    generator: torch.Generator,
+    sampling: Sampling,
+) -> TokenBatch:
+    """Fill hidden tokens block after block; visible ones inform their own block and later ones.
+
+    One stream does: a token is context once its block is done, a query while it is drawn, and not there before.
+
+    Args:
+        objective: cuts the blocks.
+        predict: the model.
+        tokens: ordered tokens; content of hidden rows is ignored.
+        hidden: (B, N) bool.
+        generator: all randomness.
+        sampling: how to draw; steps are those of each block; a sample is finished once it draws the end symbol.
+    """
+    number, length = objective.number(tokens), tokens.length
+    hidden = hidden & predictable(tokens)
+    inner = replace(sampling, end_id=None)
+    if sampling.mean and objective.noise == "erasure":
+        inner = replace(inner, steps=1)
+    for block in range(1, int(number.max()) + 1):
+        own = hidden & (number == block)
+        index = own.any(1).nonzero().squeeze(1)
+        if not len(index):
+            continue
+        upto = (number <= block).sum(1).minimum(length)
+        part = replace(tokens, given=number < block, length=upto).take(index).trim()
+        numbers = number[index, : part.width]
+        pattern = Pattern(kind="block", block=numbers, query=numbers == block)
+        fill = unmask if objective.noise == "erasure" else transport
+        filled = fill(Patterned(predict, pattern), part, own[index, : part.width], generator, inner)
+        tokens = _returned(tokens, filled, index)
+        if sampling.end_id is not None and tokens.ids is not None:
+            ended = ((tokens.ids == sampling.end_id) & (number == block) & predictable(tokens)).any(1)
+            hidden = hidden & ~ended[:, None]
+    return cut_at_end(tokens, sampling.end_id, length)
+
+
+def _returned(tokens: TokenBatch, part: TokenBatch, index: Tensor) -> TokenBatch:
+    """The tokens with the content of the samples `index` taken from `part`, which is not wider."""
+    changed: dict[str, Any] = {}
+    for name in ("ids", "values"):
+        old, new = getattr(tokens, name), getattr(part, name)
+        if old is not None:
+            changed[name] = old.clone()
+            changed[name][index, : part.width] = new
+    return replace(tokens, **changed)
+
+
+def block_log_likelihood(
+    objective: Block, predict: Predictor, ordered: TokenBatch, generator: torch.Generator
+) -> Tensor:
+    """(B,) log p(values) in nats, original units, by the chain rule over blocks, each by the ODE of its flow.
+
+    Given clean contexts the flows of different blocks do not touch: all are integrated at once, as samples of `size`
+    tokens. The divergence is exact up to EXACT_DIMENSIONS a block, and estimated by random probes beyond.
+    """
+    assert ordered.values is not None and objective.size is not None
+    spec, free, number, size = predict.spec, predictable(ordered), objective.number(ordered), objective.size
+    blocks, channels = int(number.max()), spec.channels
+    place = torch.arange(ordered.width, device=ordered.device)[None] - ordered.is_given.sum(1, keepdim=True)
+    slot = torch.where(free, place, blocks * size)[..., None].expand_as(ordered.values)  # the last: not free
+    clean = spec.standardise(ordered.values)
+    none_lost = torch.zeros_like(free)
+
+    def apart(rows: Tensor) -> Tensor:
+        """(B, N, C) -> (B * blocks, size, C)."""
+        wide = rows.new_zeros(ordered.size, blocks * size + 1, channels).scatter(1, slot, rows)
+        return wide[:, :-1].reshape(-1, size, channels)
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        wide = torch.cat(
+            [x.reshape(ordered.size, -1, channels), x.new_zeros(ordered.size, 1, channels)], dim=1
+        )
+        noisy = torch.where(free[..., None], torch.gather(wide, 1, slot), clean)
+        time = torch.full((ordered.size, blocks + 1), t, device=x.device)
+        view = objective.noisy_view(ordered, noisy, time, none_lost, spec)
+        return apart(predict(view)["values"][:, 1::2].float())
+
+    exact = min(size, int(free.sum(1).max())) * channels <= EXACT_DIMENSIONS
+    moved = apart(free[..., None].expand_as(clean))
+    times = torch.linspace(0, 1, (40 if exact else 16) + 1, dtype=torch.float64)
+    total = log_density(velocity, apart(clean), moved, times, generator, probes=None if exact else 1)
+    return total.reshape(ordered.size, -1).sum(1) - free.sum(1) * channels * math.log(spec.value_scale)
