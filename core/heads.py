@@ -273,24 +273,21 @@ class FlowDensity(FlowHead):
     def nats(self, parameters: Tensor, scored: Scored) -> Tensor:
         """-log p in original units; see `core.ode.log_density`. Beyond EXACT_CHANNELS unbiased, with noise."""
         assert scored.values is not None
-        clean = self.spec.standardise(scored.values.float())[:, None]
-        probes = None if self.spec.channels <= EXACT_CHANNELS else PROBES
-        parts = []
-        for first in range(0, len(clean), ROWS):
-            x, flow = clean[first : first + ROWS], self._flow(parameters[first : first + ROWS].detach())
-            free = torch.ones_like(x, dtype=torch.bool)
-            parts.append(
-                -log_density(
-                    lambda x, t, flow=flow: flow(x[:, 0], t)[:, None],
-                    x,
-                    free,
-                    flow_times(DENSITY_STEPS),
-                    self.generator,
-                    probes=probes,
-                )
-            )
-        nats = torch.cat(parts) if parts else clean.new_zeros(0)
+        clean = self.spec.standardise(scored.values.float())
+        rows = range(0, max(len(clean), 1), ROWS)
+        nats = torch.cat([self._nats(parameters[i : i + ROWS], clean[i : i + ROWS]) for i in rows])
         return (nats + self.spec.channels * math.log(self.spec.value_scale)).float()
+
+    def _nats(self, parameters: Tensor, clean: Tensor) -> Tensor:
+        """(S,) in standardised units; every row is a sample of one token."""
+        flow, x = self._flow(parameters.detach()), clean[:, None]
+
+        def velocity(x: Tensor, t: float) -> Tensor:
+            return flow(x[:, 0], t)[:, None]
+
+        probes = None if self.spec.channels <= EXACT_CHANNELS else PROBES
+        free = torch.ones_like(x, dtype=torch.bool)
+        return -log_density(velocity, x, free, flow_times(DENSITY_STEPS), self.generator, probes=probes)
 
 
 def flow_times(steps: int) -> Tensor:

@@ -192,6 +192,7 @@ def test_density_of_a_linear_gaussian_flow():
 
 
 def flow_of(spec: TokenSpec, tools, scale: float = 0.0) -> FlowHead:
+    torch.manual_seed(0)
     head = FlowHead(spec)
     network = head.network(16)
     tools.awaken(network, scale=scale)
@@ -204,6 +205,7 @@ def test_an_untrained_flow_is_a_standard_normal(tools):
     truth = -Normal(2.0, 5.0).log_prob(values).sum(-1)
     parameters = randn(30, head.parameters)
     assert torch.allclose(density.nats(parameters, scored(values=values)), truth, atol=5e-3)
+    assert density.nats(parameters[:0], scored(values=values[:0])).shape == (0,)
     many = torch.zeros(4000, head.parameters)
     drawn = head.sample(many, torch.Generator().manual_seed(0), exposure=None)
     assert torch.allclose(drawn.mean(0), torch.full((3,), 2.0), atol=0.3)
@@ -216,12 +218,13 @@ def test_an_untrained_flow_is_a_standard_normal(tools):
 def test_the_density_of_a_flow_integrates_to_one_in_original_units(tools):
     """An independent check of sign, units and steps: any network is a density."""
     head = flow_of(ONE, tools, scale=0.6)
-    grid = torch.linspace(-40, 44, 841)[:, None]
-    parameters = randn(1, 32).expand(841, 32)
+    grid = torch.linspace(-60, 60, 2401)[:, None]
+    parameters = randn(1, 32).expand(2401, 32)
     nats = head.evaluated(torch.Generator()).nats(parameters, scored(values=grid)).double()
-    mass = (-nats).exp() * 84 / 840
+    mass = (-nats).exp() * 120 / 2400
     assert float(mass.sum()) == pytest.approx(1, abs=2e-3)
-    drawn = head.sample(parameters.repeat(5, 1), torch.Generator().manual_seed(0), exposure=None)
+    drawn = head.sample(parameters.repeat(2, 1), torch.Generator().manual_seed(0), exposure=None)
+    drawn = drawn.detach()
     assert float(drawn.mean()) == pytest.approx(float((mass * grid[:, 0]).sum()), abs=0.25)
     assert abs(float(drawn.mean()) - 2) > 0.5, "control: the network does something"
 
@@ -230,14 +233,14 @@ def test_the_density_of_a_flow_agrees_with_a_fine_ode_and_with_probes(tools):
     wide = replace(VALUES, channels=33)
     for spec, tolerance in ((VALUES, 5e-3), (wide, 1.0)):
         head = flow_of(spec, tools, scale=0.4)
-        parameters, values = randn(40, head.parameters), 2 + 4 * randn(40, spec.channels, seed=1)
+        parameters, values = randn(20, head.parameters), 2 + 4 * randn(20, spec.channels, seed=1)
         found = head.evaluated(torch.Generator().manual_seed(0)).nats(parameters, scored(values=values))
         flow = head._flow(parameters)
         fine = -log_density(
             lambda x, t, flow=flow: flow(x[:, 0], t)[:, None],
             spec.standardise(values)[:, None],
-            torch.ones(40, 1, spec.channels, dtype=torch.bool),
-            torch.linspace(0, 1, 301 if spec is VALUES else 33),
+            torch.ones(20, 1, spec.channels, dtype=torch.bool),
+            torch.linspace(0, 1, 201 if spec is VALUES else 33),
             torch.Generator(),
         )
         fine = fine + spec.channels * math.log(5)
@@ -258,6 +261,8 @@ def test_training_error_of_a_flow_is_weighted_by_trust(tools):
     sure = head.nats(parameters, scored(**parts, precision=torch.full((10, 3), 1e8)))
     assert torch.allclose(plain, sure, rtol=1e-4)
     assert not head.nats(parameters, scored(**parts, precision=torch.zeros(10, 3))).any()
+    no_rows = head.nats(torch.zeros(0, 32), scored(**{name: x[:0] for name, x in parts.items()}))
+    assert no_rows.shape == (0,)
     assert head.evaluated(torch.Generator()) is head, "weighted values have no density under a flow"
     with pytest.raises(ConsilienceError, match="the objective must take head='flow'"):
         head.nats(parameters, scored(values=values))
