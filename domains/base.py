@@ -80,6 +80,8 @@ class Domain(ABC):
     """Whether a record can be typed on the command line (a SMILES)."""
     classical: ClassVar[int] = 1
     """How many rows `baselines` has: a study plans them before it computes them."""
+    augments: ClassVar[bool] = True
+    """Whether tokens with randomness are another view of the same record, fit to learn labels from."""
     quick: ClassVar[QuickPreset] = QuickPreset(objectives=("next-token", "masked"))
 
     @abstractmethod

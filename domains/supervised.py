@@ -35,7 +35,7 @@ from consilience.domains.readout_search import label_subset
 
 EVALUATIONS = 20
 """How often the validation loss is measured in a run."""
-PATIENCE = 8
+PATIENCE = 10
 """Training stops after so many validation losses in a row above the lowest one."""
 
 
@@ -72,12 +72,13 @@ def fit_supervised(
     init: Path | FoundationModel | None = None,
     freeze_core: bool = False,
     label_fraction: float = 1.0,
+    augment: bool | None = None,
     seed: int = 0,
 ) -> Supervised:
     """Train core, embedder and head on the labels of the training part; score the labelled test part.
 
-    Batches are those of pre-training: a budget of tokens, records of similar length, tokenized with a generator.
-    Validation and test records are tokenized without one. Test labels are read once, to score.
+    Batches are those of pre-training: a budget of tokens, records of similar length. Validation and test records are
+    tokenized without randomness. Test labels are read once, to score.
 
     Args:
         prepared: data, split and tokenizer.
@@ -88,6 +89,8 @@ def fit_supervised(
         init: start from this model: its core, and its embedder and tokenizer where it knows the science.
         freeze_core: train embedder and head alone.
         label_fraction: of the labels of training and validation part, see `readout_search.label_subset`.
+        augment: tokenize training batches with the randomness of pre-training (random strings of a molecule, turned
+            clouds); default: `Domain.augments`, which says whether these look like the records to be read.
         seed: of initialisation, order, tokenization and the choice of labels.
 
     Raises:
@@ -114,7 +117,7 @@ def fit_supervised(
     nn.init.zeros_(head.bias)
     run = _Run(model=model, head=head, name=prepared.domain.name, target=target)
     run.to("cuda" if torch.cuda.is_available() else "cpu")
-    source = Source(
+    source = (Source if (prepared.domain.augments if augment is None else augment) else _Fixed)(
         records=take_records(prepared.collection.records, parts["train"]), tokenizer=run.tokenizer
     )
     train = target.encode(labels[parts["train"]])
@@ -141,6 +144,14 @@ def fit_supervised(
         model=model.eval(),
         head=head,
     )
+
+
+class _Fixed(Source):
+    """Training records as validation and test records are tokenized."""
+
+    def tokens(self, index: np.ndarray, epoch: int, generator: torch.Generator) -> TokenBatch:
+        """Without the generator."""
+        return self.tokenizer.encode(take_records(self.records, index))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

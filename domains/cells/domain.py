@@ -25,6 +25,8 @@ class CellsDomain(Domain):
     name: ClassVar[str] = "cells"
     tokenizer: ClassVar[type[Tokenizer[Any]]] = CellTokenizer
     suffixes: ClassVar[tuple[str, ...]] = readers.SUFFIXES
+    # Matched zeros are there to be predicted; a cell to be read has none, and a mean over its tokens is another one.
+    augments: ClassVar[bool] = False
     # The 160 most variable genes tell the bundled cell types apart as well as all 765 do (PCA + logistic
     # regression). A cell expresses 94 of them on average, so that no cell is cut and training sees most zeros.
     quick: ClassVar[QuickPreset] = QuickPreset(

@@ -95,6 +95,22 @@ def test_a_seed_repeats_and_another_does_not(prepared) -> None:
     assert (first.result.predicted != other.result.predicted).any()
 
 
+def test_augmentation_is_a_choice(prepared, monkeypatch) -> None:
+    seen = []
+    encode = type(prepared.tokenizer).encode
+
+    def noted(self, records, *, generator=None):
+        seen.append(generator is not None)
+        return encode(self, records, generator=generator)
+
+    monkeypatch.setattr(type(prepared.tokenizer), "encode", noted)
+    fitted(prepared, augment=True)
+    assert sum(seen) == SHORT.steps, "training batches alone"
+    seen.clear()
+    fitted(prepared, augment=False)
+    assert not any(seen)
+
+
 def test_early_stopping_keeps_the_best(prepared) -> None:
     """Far too high a learning rate after a few steps: later weights are worse, and are not kept."""
     wild = TrainingConfig(steps=40, tokens_per_batch=512, learning_rate=0.05, warmup=1.0, decay=0.0, clip=1e3)
