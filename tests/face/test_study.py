@@ -1,148 +1,282 @@
-"""The study: complete, resumable, honest about failures; its report stands alone."""
+"""The study: complete, matched in cost, resumable, honest about failures."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from consilience.core.errors import ConsilienceError
 from consilience.core.training_config import TrainingConfig
 from consilience.core.transformer import CoreConfig
-from consilience.report import score_table, write_report
-from consilience.report.curves import loss_curves
-from consilience.report.verdicts import verdicts
-from consilience.study import StudyPreset, run_study, workers
-from consilience.study.results import Result, Score
-from consilience.study.runner import compute
+from consilience.study import Setting, StudyPreset, cell, run_study
+from consilience.study.analysis import analyse
+from consilience.study.evidence import Evidence, floor_of
+from consilience.study.grid import chosen_rates, late_jobs, main_jobs, tuning_jobs
+from consilience.study.plan import Crossover, Variant
+from consilience.study.presets import PRESETS
+from consilience.study.results import Result
+from consilience.study.runner import Study, chosen_preset, compute, estimate
+from consilience.study.variants import VARIANTS, variants
+from consilience.study import workers
 
+GALAXIES = Setting(
+    name="galaxies",
+    domain="galaxies",
+    variants=variants("masked", "next-token", "denoising", "reversed", "block 4", "address-only"),
+    tokenizer={"patch_size": 64},
+    records=300,
+)
 TINY = StudyPreset(
     name="tiny",
     core=CoreConfig(width=16, depth=1, heads=2),
-    training=TrainingConfig(steps=3, tokens_per_batch=512, validations=1, save_every=0),
-    domains=("galaxies",),
-    seeds=1,
-    evaluation_records=8,
+    training=TrainingConfig(steps=4, tokens_per_batch=512, validations=2, save_every=0),
+    settings=(GALAXIES,),
+    seeds=2,
+    learning_rates=(1e-3, 3e-3),
+    trial=0.5,
+    evaluation_records=40,
+    profile=("masked", "denoising"),
 )
-OBJECTIVES = ["next-token", "denoising"]
+
+
+def tiny(**changes: object) -> StudyPreset:
+    return replace(TINY, **changes)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("study")
-    write_report(compute(TINY, path, objectives=OBJECTIVES, processes=1, progress=False))
-    return path
+    return tmp_path_factory.mktemp("study")
 
 
-def test_every_row_stands_beside_its_baselines(folder: Path) -> None:
-    study = compute(TINY, folder, objectives=OBJECTIVES, processes=1, progress=False)
-    assert [(r.role, r.row) for r in study.results] == [
+@pytest.fixture(scope="module")
+def study(folder: Path) -> Study:
+    return compute(TINY, folder, processes=1, progress=False)
+
+
+def test_every_row_stands_beside_its_baselines(study: Study) -> None:
+    assert [r for r in study.results if r.error] == []
+    rows = [(r.role, r.row) for r in study.results if r.seed in (0, None)]
+    assert rows[:6] == [
         ("trivial", "majority / mean"),
+        ("classical", "PCA of tokens"),
         ("classical", "PCA(50) of flux"),
+        ("classical", "PCA(50) of flux, boosted trees"),
         ("random-init", "random-init core"),
-        ("pre-trained", "next-token"),
-        ("pre-trained", "denoising"),
+        ("supervised", "supervised core"),
     ]
-    assert not any(r.error for r in study.results)
+    trained = [row for role, row in rows if role == "pre-trained"]
+    assert trained == [v.name for v in GALAXIES.variants]
     kinds = {r.row: r.kind for r in study.results if r.role == "pre-trained"}
-    assert kinds == {"next-token": "exact", "denoising": "surrogate"}
-    trunks = {r.trunk for r in study.results if r.role in ("pre-trained", "random-init")}
-    assert len(trunks) == 1, "one core for all rows"
+    assert kinds == {
+        "masked": "surrogate", "next-token": "exact", "denoising": "surrogate", "reversed": "exact",
+        "block 4": "bound", "address-only": "exact",
+    }  # fmt: skip
 
 
-def test_a_finished_study_is_not_computed_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_core_and_one_budget(study: Study) -> None:
+    runs = [r for r in study.results if r.role == "pre-trained"]
+    assert len({r.trunk for r in runs}) == 1, "one core for all rows"
+    budget = study.bench.budget(study.preset.settings[0])
+    for run in runs:
+        own = study.bench.costs["galaxies", run.row].flops
+        assert abs(run.flops - budget) <= own / 2, "as many steps as the budget pays for"
+    block = next(r for r in runs if r.row == "block 4")
+    assert block.steps < next(r for r in runs if r.row == "masked").steps, "two streams cost more"
+
+
+def test_learning_rates_are_chosen_on_validation_with_the_same_trials(study: Study) -> None:
+    trials = [r for r in study.results if r.role == "tuning"]
+    assert {(r.row, r.learning_rate) for r in trials} == {
+        (v.name, rate) for v in GALAXIES.variants for rate in TINY.learning_rates
+    }
+    assert not any(r.scores for r in trials), "no test score was looked at"
+    rates = chosen_rates(study.bench, trials)
+    for run in (r for r in study.results if r.role == "pre-trained"):
+        own = {r.learning_rate: r.curve[-1][1] for r in trials if r.row == run.row}
+        assert run.learning_rate == rates["galaxies", run.row] == min(own, key=own.__getitem__)
+
+
+def test_every_row_is_read_out_by_the_same_search(study: Study) -> None:
+    for result in study.results:
+        if result.role not in ("pre-trained", "random-init"):
+            continue
+        (score,) = result.scores
+        assert score.readout
+        assert set(score.fractions) == {"0.1", "0.01"}
+        assert score.knn is not None
+
+
+def test_predictions_are_paired(study: Study) -> None:
+    evidence, setting = Evidence(study), study.preset.settings[0]
+    rows = evidence.predictions(setting, study.bench.tasks(setting)[0])
+    first = rows["masked"]
+    assert first.predicted.shape == (2, len(first.truth))
+    assert rows["majority / mean"].predicted.shape == (1, len(first.truth))
+    for row in rows.values():
+        np.testing.assert_array_equal(row.truth, first.truth)
+    test = study.bench.of(setting).split.test
+    labels = study.bench.of(setting).collection.labels["redshift"]
+    np.testing.assert_allclose(np.sort(first.truth), np.sort(labels[test]))
+
+
+def test_tables_hold_every_family_of_outcome(study: Study, tmp_path: Path) -> None:
+    tables = analyse(study)
+    scores = tables.scores.set_index("row")
+    assert scores.loc["supervised core", "role"] == "supervised"
+    assert (tables.scores["low"] <= tables.scores["high"]).all()
+    losses = tables.losses.set_index("row")
+    assert losses.loc[["masked", "denoising"], "captured"].isna().all(), "a surrogate is no likelihood"
+    assert losses.loc["address-only", "captured"] == pytest.approx(0)
+    gain = losses.loc["address-only", "loss"] - losses.loc["next-token", "loss"]
+    assert losses.loc["next-token", "captured"] == pytest.approx(gain)
+    assert set(tables.orders["order"]) == {"next-token", "reversed"}
+    assert tables.orders["excess"].min() == pytest.approx(0)
+    assert set(tables.dial["row"]) == {"next-token", "block 4", "denoising"}
+    assert len(tables.erasure) and len(tables.gaussian)
+    assert len(tables.alignment)
+    tables.write(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} >= {"scores.csv", "scores.parquet", "losses.csv", "erasure.csv"}
+    assert not (tmp_path / "crossover.csv").exists(), "what was not asked for leaves no file"
+
+
+def test_a_finished_study_is_not_computed_again(
+    study: Study, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*args: object) -> Result:
         raise AssertionError("computed again")
 
     monkeypatch.setattr(workers, "run_job", refuse)
-    before = {p: p.stat().st_mtime_ns for p in folder.rglob("result.json")}
-    compute(TINY, folder, objectives=OBJECTIVES, processes=1, progress=False)
-    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("result.json")}
+    again = compute(TINY, folder, processes=1, progress=False)
+    assert [r.key for r in again.results] == [r.key for r in study.results]
 
 
-def test_other_settings_are_another_question(folder: Path) -> None:
+def test_a_study_goes_on_where_it_was_killed(
+    study: Study, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second sitting computes what is missing alone, and both sittings together give the same numbers."""
+    done: list[str] = []
+    real = cell.run
+
+    def mortal(job, bench, on_step):  # type: ignore[no-untyped-def]
+        if len(done) == 9:
+            raise KeyboardInterrupt
+        done.append(job.key)
+        return real(job, bench, on_step)
+
+    monkeypatch.setattr(cell, "run", mortal)
+    with pytest.raises(KeyboardInterrupt):
+        compute(tiny(seeds=1), tmp_path, processes=1, progress=False)
+    monkeypatch.setattr(cell, "run", real)
+    again = compute(tiny(seeds=1), tmp_path, processes=1, progress=False)
+    whole = {r.key: r for r in study.results}
+    for result in again.results:
+        assert result.nats == whole[result.key].nats
+        assert [s.value for s in result.scores] == [s.value for s in whole[result.key].scores]
+
+
+def test_other_settings_are_another_question(study: Study, folder: Path) -> None:
     path = next(folder.rglob("denoising/seed-0/result.json"))
-    result = Result.read(path, key="something else")
-    assert result is None
+    assert Result.read(path, key="something else") is None
+    assert Result.read(path, key=json.loads(path.read_text())["key"]) is not None
+    path.with_name("cut.json").write_text(path.read_text()[:100])
+    assert Result.read(path.with_name("cut.json"), key="") is None
 
 
-def test_the_report_stands_alone(folder: Path) -> None:
-    page = (folder / "report.html").read_text()
-    assert "src='data:image/png;base64," in page
-    assert "http://" not in page and "https://" not in page and "<script" not in page
-    for words in (
-        "majority / mean",
-        "classical baseline",
-        "random-init core",
-        "model spectra",
-        "fingerprint",
-    ):
-        assert words in page
-    assert "<tr class='surrogate'><th>galaxies</th><td>denoising</td>" in page
-    assert {p.name for p in (folder / "figures").iterdir()} >= {"loss-curves.png", "galaxies.png"}
-    assert (folder / "scores.csv").is_file() and (folder / "losses.csv").is_file()
-
-
-def test_several_processes_give_the_same_numbers(folder: Path, tmp_path: Path) -> None:
-    alone = compute(TINY, folder, objectives=OBJECTIVES, processes=1, progress=False)
-    together = compute(TINY, tmp_path, objectives=OBJECTIVES, processes=2, progress=False)
+def test_several_processes_give_the_same_numbers(study: Study, tmp_path: Path) -> None:
+    small = tiny(seeds=1, learning_rates=(), profile=(), settings=(replace(GALAXIES, variants=variants("masked")),))
+    alone = compute(small, tmp_path / "alone", processes=1, progress=False)
+    together = compute(small, tmp_path / "together", processes=2, progress=False)
     for one, two in zip(alone.results, together.results, strict=True):
         assert (one.row, one.key) == (two.row, two.key)
         for a, b in zip(one.scores, two.scores, strict=True):
             assert a.value == pytest.approx(b.value, abs=1e-4)
 
 
-def test_a_failed_cell_is_reported_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_job_is_reported_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = tiny(seeds=1, learning_rates=(), settings=(replace(GALAXIES, variants=variants("masked", "denoising")),))
+
     def fail(*args: object) -> Result:
         raise RuntimeError("the disk is on fire")
 
     with monkeypatch.context() as broken:
-        broken.setattr(workers, "run_cell", fail)
-        study = compute(TINY, tmp_path, objectives=["denoising"], processes=1, progress=False)
-    failed = [r for r in study.results if r.error]
-    assert [r.row for r in failed] == ["denoising"]
-    assert "the disk is on fire" in write_report(study).read_text()
-    again = compute(TINY, tmp_path, objectives=["denoising"], processes=1, progress=False)
+        broken.setitem(cell.WORK, "pre-trained", fail)  # type: ignore[arg-type]
+        found = compute(small, tmp_path, processes=1, progress=False)
+    failed = {(r.role, r.row) for r in found.results if r.error}
+    assert failed == {("pre-trained", "masked"), ("pre-trained", "denoising"),
+                      ("profile", "masked"), ("profile", "denoising")}  # fmt: skip
+    reasons = set(analyse(found).failures["reason"])
+    assert "RuntimeError: the disk is on fire" in reasons
+    assert any("needs the run" in reason for reason in reasons)
+    again = compute(small, tmp_path, processes=1, progress=False)
     assert not any(r.error for r in again.results)
 
 
+def test_sciences_share_a_core_and_lend_their_trunks(tmp_path: Path) -> None:
+    molecules = Setting(
+        name="molecules", domain="molecules", variants=variants("masked", "next-token"), records=200
+    )
+    galaxies = replace(GALAXIES, variants=variants("masked", "next-token"), records=120)
+    preset = tiny(
+        seeds=2, settings=(galaxies, molecules), learning_rates=(), profile=(), supervised=False, alignment=False,
+        sharing=("next-token",), transfer="masked",
+        crossover=Crossover(setting="molecules", variants=("next-token",), records=(50, 100, 10_000), epochs=8),
+    )  # fmt: skip
+    found = compute(preset, tmp_path, processes=1, progress=False)
+    failed = [r for r in found.results if r.error]
+    assert [r.role for r in failed] == ["crossover"], "there are not 10,000 records"
+    assert "training records, not 10000" in failed[0].error
+    shared = next(r for r in found.results if r.role == "shared")
+    own = [r for r in found.results if r.role == "pre-trained" and r.row == "next-token" and r.seed == 0]
+    assert shared.steps == sum(r.steps for r in own), "the same total cost"
+    tables = analyse(found)
+    assert set(tables.sharing["setting"]) == {"galaxies", "molecules"}
+    assert tables.sharing["nats_saved"].notna().all()
+    assert len(tables.transfer) == 2 * 3
+    assert tables.transfer[tables.transfer["source"] == "random trunk"]["gain"].eq(0).all()
+    sizes = tables.crossover.groupby("records")["epochs"].max()
+    assert sizes[50] == pytest.approx(2 * sizes[100], rel=0.25), "as many tokens, fewer passes"
+
+
+def test_the_grid_and_its_cost_without_running(tmp_path: Path) -> None:
+    lines = estimate(tiny(seeds=3), tmp_path)
+    assert {line["work"] for line in lines} >= {"tuning", "pre-trained", "supervised", "profile", "trivial"}
+    run = next(line for line in lines if line["work"] == "pre-trained" and line["row"] == "masked")
+    assert run["runs"] == 3 and run["finished"] == 0 and run["flops"] > 0 and run["seconds"] > 0
+    assert not list(tmp_path.rglob("result.json"))
+
+
+def test_the_seeds_come_one_after_another(study: Study, folder: Path) -> None:
+    """Stopped at any time, a study has compared everything with fewer seeds."""
+    rates = chosen_rates(study.bench, [])
+    settings = study.preset.main
+    seeds = [job.seed for job in main_jobs(study.bench, rates, settings, folder) if job.seed is not None]
+    assert seeds == sorted(seeds)
+    jobs = [*tuning_jobs(study.bench, settings, folder), *main_jobs(study.bench, rates, settings, folder),
+            *late_jobs(study.bench, rates, settings, folder)]  # fmt: skip
+    assert len({job.key for job in jobs}) == len(jobs) == len({job.path for job in jobs})
+
+
+def test_presets_name_what_exists() -> None:
+    for name in VARIANTS:
+        (variant,) = variants(name)
+        variant.build()
+    for preset in PRESETS.values():
+        for setting in preset().settings:
+            for variant in setting.variants:
+                if variant.objective != "address-only" and set(variant.figures) & {"orders", "dial"}:
+                    assert preset().name == "quick" or floor_of(setting, variant) or len(setting.variants) < 6
+    with pytest.raises(ConsilienceError, match="names of their own"):
+        Setting(name="s", domain="cells", variants=(Variant(name="a", objective="masked"),) * 2)
+
+
 def test_bad_questions(tmp_path: Path) -> None:
-    with pytest.raises(ConsilienceError, match="unknown preset 'slow'; known: quick"):
+    with pytest.raises(ConsilienceError, match="unknown preset 'slow'; known: quick, standard, full"):
         run_study("slow", tmp_path)
     with pytest.raises(ConsilienceError, match="at least one seed"):
         run_study("quick", tmp_path, seeds=0)
     with pytest.raises(ConsilienceError, match="unknown objective 'guess'"):
         run_study("quick", tmp_path, objectives=["guess"])
-
-
-def result(row: str, role: str, value: float, **extra: object) -> Result:
-    score = Score(task="t", metric="r2", value=value, low=value - 0.1, high=value + 0.1, metrics={}, knn=None)
-    return Result(key="", domain="d", row=row, role=role, scores=(score,), **extra)  # type: ignore[arg-type]
-
-
-def test_surrogates_never_share_an_axis_with_likelihoods() -> None:
-    curve = ((1, 2.0), (2, 1.0))
-    figure = loss_curves(
-        [
-            result("next-token", "pre-trained", 0.5, curve=curve, curve_kind="exact"),
-            result("masked-diffusion", "pre-trained", 0.5, curve=curve, curve_kind="bound"),
-            result("masked", "pre-trained", 0.5, curve=curve, curve_kind="surrogate"),
-        ]
-    )
-    likelihoods, surrogates = figure.axes
-    assert [line.get_label() for line in likelihoods.lines] == ["next-token", "masked-diffusion"]
-    assert [line.get_label() for line in surrogates.lines] == ["masked"]
-
-
-def test_verdicts_say_when_the_baseline_wins() -> None:
-    table = score_table(
-        [
-            result("ECFP4", "classical", 0.9),
-            result("random-init core", "random-init", 0.3),
-            result("masked", "pre-trained", 0.4),
-            result("masked", "pre-trained", 0.6),
-        ]
-    )
-    assert table[table["row"] == "masked"]["mean"].item() == pytest.approx(0.5)
-    assert table[table["row"] == "masked"]["spread"].item() == pytest.approx(0.1414, abs=1e-3)
-    (sentence,) = verdicts(table)
-    assert "not above the classical baseline, ECFP4 (0.900)" in sentence
-    assert "above (intervals overlap) the random-init core (0.300)" in sentence
+    with pytest.raises(ConsilienceError, match="no setting 'rocks' in preset quick; known: cells"):
+        chosen_preset("quick", settings=["rocks"])

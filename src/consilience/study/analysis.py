@@ -16,13 +16,11 @@ import pandas as pd
 from consilience.domains.base import Task
 from consilience.study.alignment import alignment_matrix
 from consilience.study.evidence import ROWS, Evidence, floor_of, nats_of
-from consilience.study.grid import one_per_science
 from consilience.study.plan import Setting
 from consilience.study.results import Result, Score, read_arrays
 from consilience.study.statistics import (
     bootstrap_scores,
     compare,
-    holm,
     interquartile_mean,
     interval,
     minimal_detectable,
@@ -118,9 +116,9 @@ Draws = dict[tuple[str, str], dict[str, np.ndarray]]
 """(setting, task) -> row -> draws of its score."""
 
 
-def stable_seed(*names: str) -> int:
-    """A seed from names: every setting and task draws its own, the same in every sitting."""
-    return zlib.crc32("\0".join(names).encode())
+def stable_seed(name: str) -> int:
+    """A seed from the name of a setting: tasks with the same test groups share their draws, settings do not."""
+    return zlib.crc32(name.encode())
 
 
 def _scores(evidence: Evidence) -> tuple[pd.DataFrame, Draws]:
@@ -131,7 +129,7 @@ def _scores(evidence: Evidence) -> tuple[pd.DataFrame, Draws]:
             rows = evidence.predictions(setting, task)
             if not rows:
                 continue
-            draws = bootstrap_scores(rows, draws=DRAWS, seed=stable_seed(setting.name, task.name))
+            draws = bootstrap_scores(rows, draws=DRAWS, seed=stable_seed(setting.name))
             found, own = _scores_of(evidence, setting, task, rows, draws)
             lines += found
             normal[setting.name, task.name] = own
@@ -199,7 +197,7 @@ def _against(
         part = {row: p for row, p in rows.items() if role[row] == "pre-trained" or row == reference}
         if len(part) < 2:
             continue
-        table = compare(part, reference, draws=DRAWS, seed=stable_seed(setting.name, task.name))
+        table = compare(part, reference, draws=DRAWS, seed=stable_seed(setting.name))
         for line in table.to_dict("records"):
             found.setdefault(str(line["row"]), {}).update(
                 {f"over_{name}": line["difference"], f"over_{name}_low": line["difference_low"],
@@ -248,7 +246,8 @@ def _losses(evidence: Evidence) -> tuple[pd.DataFrame, dict[tuple[str, str], np.
                     line["captured"] = line["marginal"] - line["loss"]
                     line["captured_low"], line["captured_high"] = interval(gain)
             lines.append(line)
-    return pd.DataFrame(lines), captured
+    columns = ["setting", "row", "kind", "loss", "captured", "captured_low", "captured_high"]
+    return pd.DataFrame(lines, columns=None if lines else columns), captured
 
 
 def _nats_draws(nats: np.ndarray, tokens: np.ndarray, name: str) -> np.ndarray:
@@ -436,7 +435,7 @@ def _alignment(evidence: Evidence) -> pd.DataFrame:
     if not evidence.study.preset.alignment:
         return pd.DataFrame()
     parts = []
-    for setting in one_per_science(evidence.study.preset):
+    for setting in evidence.study.preset.main:
         shown = [v.name for v in setting.variants if "table" in v.figures]
         vectors: dict[str, np.ndarray] = {}
         common: np.ndarray | None = None
@@ -454,10 +453,7 @@ def _alignment(evidence: Evidence) -> pd.DataFrame:
             table = alignment_matrix(vectors, seed=stable_seed(setting.name))
             table.insert(0, "setting", setting.name)
             parts.append(table)
-    found = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-    if len(found):
-        found["p_holm"] = holm(found["p"].to_numpy())
-    return found
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def _crossover(study: "Study") -> pd.DataFrame:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from consilience.core.embed import embed_readouts
 from consilience.core.errors import ConsilienceError
 from consilience.core.information import (
     ErasureProfile,
@@ -21,9 +22,8 @@ from consilience.core.information import (
 from consilience.core.model import FoundationModel
 from consilience.core.objectives import Objective
 from consilience.core.objectives.base import weakened
-from consilience.core.readouts import candidates, embed_readouts
+from consilience.core.readouts import candidates
 from consilience.core.records import take_records
-from consilience.domains.base import Baseline
 from consilience.domains.preparation import Prepared
 from consilience.domains.pretraining import TrainedRun, pretrain
 from consilience.domains.splits import Split
@@ -104,9 +104,7 @@ def _classical(job: Job, bench: Bench, on_step: OnStep) -> Result:
     collection, train = prepared.collection, prepared.split.train
     place = int(job.extra["place"])
     if place < 0:
-        baseline = Baseline(
-            name=job.row, features=pca_of_tokens(prepared.tokenizer, collection, train), method="linear"
-        )
+        baseline = replace(pca_of_tokens(prepared.tokenizer, collection, train), name=job.row)
     else:
         baseline = prepared.domain.baselines(collection, train)[place]
     tasks = bench.tasks(job.setting)
@@ -141,7 +139,7 @@ def _supervised(job: Job, bench: Bench, on_step: OnStep) -> Result:
                 prepared, task, core=bench.preset.core, training=training, objective=job.variant.build(),
                 seed=training.seed,
             )  # fmt: skip
-            trials.append((fitted.best_validation, rate, fitted))
+            trials.append((min(loss for _, loss in fitted.curve), rate, fitted))
         _, rate, fitted = min(trials, key=lambda trial: trial[0])
         if len(trials) > 1:
             fitted = fit_supervised(
@@ -319,7 +317,7 @@ def _read_model(
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     asked = candidates(model.objective, bench.preset.core.depth)
     found = embed_readouts(model, prepared.collection.records, prepared.domain.name, asked)
-    features = {str(readout): vectors for readout, vectors in found.items()}
+    features = {str(readout): embedding.vectors for readout, embedding in found.items()}
     return read_tasks(prepared, features, bench.tasks(job.setting)), features
 
 

@@ -5,18 +5,17 @@ has compared everything with fewer seeds), and what needs finished runs.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from consilience.core.objectives.base import weakened
 from consilience.core.records import fingerprint
 from consilience.core.training_config import TrainingConfig
 from consilience.domains.preparation import Prepared
 from consilience.domains.splits import split_hash
 from consilience.study.bench import Bench
-from consilience.study.plan import Setting, StudyPreset, Variant
+from consilience.study.plan import Setting, Variant
 from consilience.study.results import Result, Role
 
 PROTOCOL = 1
@@ -24,6 +23,9 @@ PROTOCOL = 1
 
 TUNING_SEED = 10_000
 """The seed of trials, so that no run of the comparison was looked at when the learning rate was chosen."""
+
+TRANSFER_SHARE = 0.5
+"""Share of the budget of a run on a trunk that is not trained."""
 
 Rates = Mapping[tuple[str, str], float]
 """(setting, variant) -> the chosen learning rate."""
@@ -99,11 +101,11 @@ def key_of(prepared: Prepared, *parts: object) -> str:
     return fingerprint([*data, json.dumps(prepared.tokenizer.state(), sort_keys=True), *(repr(p) for p in parts)])
 
 
-def tuning_jobs(bench: Bench, folder: Path) -> list[Job]:
-    """A trial of every learning rate for every variant of every setting."""
+def tuning_jobs(bench: Bench, settings: Sequence[Setting], folder: Path) -> list[Job]:
+    """A trial of every learning rate for every variant of these settings."""
     preset = bench.preset
     jobs = []
-    for setting in preset.settings:
+    for setting in settings:
         for variant in setting.variants if preset.learning_rates else ():
             for rate in preset.learning_rates:
                 training = replace(
@@ -135,12 +137,12 @@ def chosen_rates(bench: Bench, trials: Iterable[Result]) -> dict[tuple[str, str]
     }
 
 
-def main_jobs(bench: Bench, rates: Rates, folder: Path) -> list[Job]:
+def main_jobs(bench: Bench, rates: Rates, settings: Sequence[Setting], folder: Path) -> list[Job]:
     """Baselines first, then all runs of seed 0, of seed 1, ..."""
     preset = bench.preset
-    jobs = [job for setting in preset.settings for job in _baselines(bench, setting, folder)]
+    jobs = [job for setting in settings for job in _baselines(bench, setting, folder)]
     for seed in range(preset.seeds):
-        for setting in preset.settings:
+        for setting in settings:
             jobs += _seeded_baselines(bench, setting, seed, folder)
             for variant in setting.variants:
                 training = training_of(bench, rates, setting, variant, seed)
@@ -150,15 +152,16 @@ def main_jobs(bench: Bench, rates: Rates, folder: Path) -> list[Job]:
     return jobs
 
 
-def late_jobs(bench: Bench, rates: Rates, folder: Path) -> list[Job]:
-    """What needs finished runs, or is asked last: profiles, shared cores, carried trunks, few data."""
+def late_jobs(bench: Bench, rates: Rates, settings: Sequence[Setting], folder: Path) -> list[Job]:
+    """What needs finished runs of these settings: profiles, and of the main ones carried trunks and shared cores."""
     preset = bench.preset
-    jobs: list[Job] = []
-    for seed in range(preset.seeds):
-        jobs += _profiles(bench, rates, seed, folder)
-        jobs += _transfers(bench, rates, seed, folder)
-        jobs += _shared(bench, rates, seed, folder)
-    return [*jobs, *_crossovers(bench, rates, folder)]
+    jobs = [job for seed in range(preset.seeds) for job in _profiles(bench, rates, settings, seed, folder)]
+    if tuple(settings) == preset.main:
+        for seed in range(preset.seeds):
+            jobs += _shared(bench, rates, seed, folder)
+            jobs += _transfers(bench, rates, seed, folder)
+        jobs += _crossovers(bench, rates, folder)
+    return jobs
 
 
 def training_of(bench: Bench, rates: Rates, setting: Setting, variant: Variant, seed: int) -> TrainingConfig:
@@ -189,7 +192,7 @@ def _trained(
         work=work,
         setting=setting,
         row=row or variant.name,
-        key=key_of(prepared, work, bench.preset.core, training, variant.build(), tasks, *parts),
+        key=key_of(prepared, work, bench.preset.core, training, variant.identity, tasks, *parts),
         path=path,
         variant=variant,
         training=training,
@@ -224,7 +227,7 @@ def _seeded_baselines(bench: Bench, setting: Setting, seed: int, folder: Path) -
     first = setting.variants[0]
     jobs = [
         Job(work="random-init", setting=setting, row="random-init core", seed=seed, variant=first,
-            key=key_of(prepared, "random-init", preset.core, tasks, first.build(), seed), path=base / f"random-init-{seed}.json")
+            key=key_of(prepared, "random-init", preset.core, tasks, first.identity, seed), path=base / f"random-init-{seed}.json")
     ]  # fmt: skip
     if preset.supervised:
         training = replace(preset.training, seed=seed)
@@ -236,9 +239,11 @@ def _seeded_baselines(bench: Bench, setting: Setting, seed: int, folder: Path) -
     return jobs
 
 
-def _profiles(bench: Bench, rates: Rates, seed: int, folder: Path) -> list[Job]:
+def _profiles(
+    bench: Bench, rates: Rates, settings: Sequence[Setting], seed: int, folder: Path
+) -> list[Job]:
     jobs = []
-    for setting in bench.preset.settings:
+    for setting in settings:
         for variant in setting.variants:
             if variant.name not in bench.preset.profile:
                 continue
@@ -253,23 +258,18 @@ def _profiles(bench: Bench, rates: Rates, seed: int, folder: Path) -> list[Job]:
     return jobs
 
 
-def one_per_science(preset: StudyPreset) -> list[Setting]:
-    """The first setting of every science: those whose cores are shared and carried over."""
-    found: dict[str, Setting] = {}
-    for setting in preset.settings:
-        found.setdefault(setting.domain, setting)
-    return list(found.values())
-
-
 def _transfers(bench: Bench, rates: Rates, seed: int, folder: Path) -> list[Job]:
     name = bench.preset.transfer
     if name is None:
         return []
-    settings = [s for s in one_per_science(bench.preset) if name in [v.name for v in s.variants]]
+    settings = [s for s in bench.preset.main if name in [v.name for v in s.variants]]
     jobs = []
     for target in settings:
         variant = next(v for v in target.variants if v.name == name)
-        training = training_of(bench, rates, target, variant, seed)
+        training = replace(
+            training_of(bench, rates, target, variant, seed),
+            steps=bench.steps(target, variant, TRANSFER_SHARE),
+        )
         for source in (None, *settings):
             label = "random trunk" if source is None else source.name
             path = folder / "transfer" / slug(target.name) / f"from-{slug(label)}-{seed}.json"
@@ -287,7 +287,7 @@ def _transfers(bench: Bench, rates: Rates, seed: int, folder: Path) -> list[Job]
 def _shared(bench: Bench, rates: Rates, seed: int, folder: Path) -> list[Job]:
     """One core on all sciences for the sum of their budgets; every science's steps are those of its own run."""
     jobs = []
-    settings = one_per_science(bench.preset)
+    settings = bench.preset.main
     for name in bench.preset.sharing:
         there = [(s, v) for s in settings for v in s.variants if v.name == name]
         if len(there) < 2:
@@ -330,8 +330,3 @@ def _crossovers(bench: Bench, rates: Rates, folder: Path) -> list[Job]:
                 )  # fmt: skip
     return jobs
 
-
-def curve_kind(prepared: Prepared, variant: Variant) -> str:
-    """The kind of a variant's training loss on these tokens."""
-    objective = variant.build()
-    return weakened(objective.kind, objective.likelihoods(prepared.tokenizer.spec))

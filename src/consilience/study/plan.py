@@ -4,6 +4,7 @@ A *setting* is a science with its data, tokenizer and tasks; a *variant* is an o
 options of the tokenizer where those are what is compared (an order of genes, of atoms, of points).
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -35,6 +36,11 @@ class Variant:
     options: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     figures: tuple[Figure, ...] = ("table",)
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What decides its numbers, whatever it is called; the tokenizer counts for itself."""
+        return self.objective, json.dumps(dict(self.options), sort_keys=True)
 
     def build(self) -> Objective:
         """The objective itself."""
@@ -107,7 +113,8 @@ class StudyPreset:
         supervised: whether the same core is trained on the labels from scratch, as the upper reference.
         profile: names of variants whose models draw the information profile.
         sharing: names of variants that are also trained on all sciences at once, at the same total cost.
-        transfer: name of the variant whose trunks are carried from science to science; None = none.
+        transfer: name of the variant whose trunks are carried from science to science; None = none. These runs get
+            half the budget.
         alignment: whether representations of one science are compared by neighbours.
         crossover: the data-constrained comparison; None = none.
         note: what the preset is for.
@@ -137,6 +144,21 @@ class StudyPreset:
             raise ConsilienceError("a study needs at least one science")
         if not 0 < self.trial <= 1:
             raise ConsilienceError(f"a trial is a share of the budget in (0, 1], not {self.trial}")
+
+    @property
+    def main(self) -> tuple[Setting, ...]:
+        """The first setting of every science: what is done first, and whose cores are shared and carried over."""
+        found: dict[str, Setting] = {}
+        for setting in self.settings:
+            found.setdefault(setting.domain, setting)
+        return tuple(found.values())
+
+    @property
+    def tiers(self) -> tuple[tuple[Setting, ...], ...]:
+        """The main settings, then the others."""
+        names = {setting.name for setting in self.main}
+        others = tuple(setting for setting in self.settings if setting.name not in names)
+        return (self.main, others) if others else (self.main,)
 
     def setting(self, name: str) -> Setting:
         """The setting of this name."""

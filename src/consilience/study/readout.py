@@ -11,9 +11,9 @@ from consilience.core.errors import ConsilienceError
 from consilience.core.model import FoundationModel
 from consilience.core.records import take_records
 from consilience.core.view import Loss
-from consilience.domains.base import Task
+from consilience.domains.base import Reading, Task
 from consilience.domains.preparation import Prepared
-from consilience.domains.probes import HEADLINE, Method, ProbeResult, bootstrap_interval, probe, trivial
+from consilience.domains.probes import HEADLINE, ProbeResult, bootstrap_interval, probe, trivial
 from consilience.domains.readout_search import final_scores, search
 from consilience.study.results import Score
 
@@ -41,7 +41,7 @@ def read_tasks(
     features: Mapping[Any, np.ndarray],
     tasks: Sequence[Task],
     *,
-    method: Method = "linear",
+    method: Reading = "linear",
 ) -> ReadOut:
     """Choose among candidate features on the validation part, then probe the test part.
 
@@ -49,7 +49,7 @@ def read_tasks(
         prepared: data and split.
         features: name of a candidate -> (n, d) features of all records.
         tasks: what to read out.
-        method: linear, with all labels and parts of them; or the model of a classical baseline, with all.
+        method: of the probe: linear, or the trees of a classical baseline.
     """
     scores: list[Score] = []
     arrays: dict[str, np.ndarray] = {}
@@ -61,23 +61,20 @@ def read_tasks(
             name = search(features, labels, prepared.split, task.kind).name
         redshift = task.label == "redshift"
         chosen[task.name] = str(name)
-        if method != "linear":
-            found = probe(features[name], labels, prepared.split, task.kind, method=method, redshift=redshift)
-            scores.append(_score(prepared, task, found, None))
-            arrays.update(_arrays(task, found))
-            continue
-        final = final_scores(features[name], labels, prepared.split, task.kind, redshift=redshift)
+        final = final_scores(
+            features[name], labels, prepared.split, task.kind, method=method, redshift=redshift
+        )
         scores.append(
             _score(
                 prepared,
                 task,
-                final.linear,
-                float(final.knn.metrics[HEADLINE[task.kind]]),
+                final.full,
+                None if final.knn is None else float(final.knn.metrics[HEADLINE[task.kind]]),
                 fractions={f"{part.fraction:g}": part.value for part in final.fractions if part.fraction < 1},
                 readout=str(name) if len(features) > 1 else "",
             )
         )
-        arrays.update(_arrays(task, final.linear))
+        arrays.update(_arrays(task, final.full))
     return ReadOut(scores=tuple(scores), arrays=arrays, chosen=chosen)
 
 

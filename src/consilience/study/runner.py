@@ -146,9 +146,11 @@ def compute(
         task = bar.add_task("study", total=None, note="reading data")
         bench, preset = open_bench(preset, folder, data=data, tell=lambda note: bar.update(task, note=note))
         stages = _Stages(bench, folder, workers, bar, task)
-        rates = chosen_rates(bench, stages.run("learning rates", tuning_jobs(bench, folder)))
-        stages.run("runs", main_jobs(bench, rates, folder))
-        stages.run("what follows", late_jobs(bench, rates, folder))
+        for settings in preset.tiers:
+            trials = stages.run("learning rates", tuning_jobs(bench, settings, folder))
+            rates = chosen_rates(bench, trials)
+            stages.run("runs", main_jobs(bench, rates, settings, folder))
+            stages.run("what follows", late_jobs(bench, rates, settings, folder))
         bar.update(task, note="done")
     study = Study(
         preset=preset,
@@ -206,7 +208,16 @@ def estimate(preset: StudyPreset, folder: Path, *, data: Path | None = None) -> 
     rates = chosen_rates(bench, [])
     lines: dict[tuple[str, str, str], dict[str, Any]] = {}
     speed = _speed(bench)
-    for job in [*tuning_jobs(bench, folder), *main_jobs(bench, rates, folder), *late_jobs(bench, rates, folder)]:
+    jobs = [
+        job
+        for settings in preset.tiers
+        for job in (
+            *tuning_jobs(bench, settings, folder),
+            *main_jobs(bench, rates, settings, folder),
+            *late_jobs(bench, rates, settings, folder),
+        )
+    ]
+    for job in jobs:
         line = lines.setdefault(
             (job.work, job.setting.name, job.row),
             {"work": job.work, "setting": job.setting.name, "row": job.row, "runs": 0, "steps": job.steps,
