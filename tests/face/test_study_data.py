@@ -226,7 +226,7 @@ def test_every_set_is_described() -> None:
 
 
 def test_transfer_holds_the_shared_genes_and_one_vocabulary_of_labels(folder: Path) -> None:
-    pair = data.transfer_pair(folder, seed=3)
+    pair = cells.transfer_pair(folder / data.SORTED_FILE, folder / data.PBMC3K_FILE, seed=3)
     labels = pair.collection.labels
     assert pair.collection.records.genes.tolist() == [f"G{i}" for i in range(4, 28)]
     names = set(labels[common.COARSE_CELL_TYPE])

@@ -12,16 +12,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from consilience import datasets
 from consilience.core.errors import ConsilienceError
 from consilience.core.records import Collection
 from consilience.domains.splits import Split
 from consilience.study.sets import common
-
-if TYPE_CHECKING:
-    from consilience.study.sets.cells import Transfer
 
 FOLDER_VARIABLE = "CONSILIENCE_DATA"
 """Environment variable with the folder of data."""
@@ -146,17 +143,6 @@ def get(name: str) -> StudyData:
     if name not in known:
         raise ConsilienceError(f"unknown study data {name!r}; known: {', '.join(known)}")
     return known[name]
-
-
-def transfer_pair(folder: Path | None = None, seed: int = 0) -> "Transfer":
-    """Both blood studies in one collection, with splits in both directions; errors as in `StudyData.load`.
-
-    Labels: "coarse cell type" (B, NK, CD14+ monocyte, CD4 T, CD8 T), "cell_type" as each study names it, "study".
-    """
-    from consilience.study.sets.cells import transfer_pair as read
-
-    sorted_file, pbmc3k_file = get("pbmc3k-to-sorted").paths(folder)
-    return read(sorted_file, pbmc3k_file, seed)
 
 
 _TRANSFER_NOTE = (
