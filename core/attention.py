@@ -266,6 +266,8 @@ def _fused(
                     return _chunked(q, k, v)
             return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     mask = None if allowed is None else allowed[:, None]
+    if bias is None and mask is not None and not q.is_cuda and q.shape[2] > CHUNK_ROWS:
+        return _chunked_mask(q, k, v, mask)
     if bias is not None:
         mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -303,6 +305,23 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         mask = torch.ones(stop - first, stop, dtype=torch.bool, device=q.device).tril(first)
         seen = k[:, :, :stop], v[:, :, :stop]
         parts.append(F.scaled_dot_product_attention(q[:, :, first:stop], *seen, attn_mask=mask))
+    return torch.cat(parts, dim=2)
+
+
+def _chunked_mask(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attention in chunks of queries, each against the keys up to the last that any of its rows may see.
+
+    Blocks that lie one after another leave most of the upper triangle out, as a causal mask does.
+    """
+    n = q.shape[2]
+    starts = list(range(0, n, CHUNK_ROWS))
+    seen = mask.flatten(0, 1).any(0)
+    parts = []
+    for first in starts:
+        stop = min(first + CHUNK_ROWS, n)
+        last = int(seen[first:stop].any(0).nonzero().max()) + 1
+        part = q[:, :, first:stop], k[:, :, :last], v[:, :, :last]
+        parts.append(F.scaled_dot_product_attention(*part, attn_mask=mask[:, :, first:stop, :last]))
     return torch.cat(parts, dim=2)
 
 

@@ -21,7 +21,7 @@ from consilience.core.errors import ConsilienceError
 from consilience.core.feed import Source
 from consilience.core.launch import devices_of
 from consilience.core.model import FoundationModel
-from consilience.core.objectives import Denoising, Masked, MaskedDiffusion, NextToken
+from consilience.core.objectives import Block, Denoising, Masked, MaskedDiffusion, NextToken, TwoPhase
 from consilience.core.tokenizer import Tokenizer
 from consilience.core.training import Outcome, PreTraining, fit
 from consilience.core.training_config import TrainingConfig
@@ -33,6 +33,8 @@ OBJECTIVES = {
     "masked": Masked(),
     "masked-diffusion": MaskedDiffusion(),
     "denoising": Denoising(),
+    "block": Block(size=2, noise="gaussian"),
+    "two-phase": TwoPhase(),
 }
 TIMEOUT = 120
 """Seconds after which processes count as hanging."""
@@ -265,6 +267,17 @@ def test_shares_are_balanced_and_complete() -> None:
     assert all(share.counts for share in shares)
     few = [share_of(torch.tensor([3, 5]), number, 3) for number in range(3)]
     assert [share.counts for share in few] == [True, True, False] and few[2].samples.tolist() == [0]
+
+
+def test_training_goes_through_the_phases_of_an_objective(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The phase is a function of the step, so that a resumed run is in the right one."""
+    seen: list[float] = []
+    plain = TwoPhase.at
+    monkeypatch.setattr(
+        TwoPhase, "at", lambda self, progress: (seen.append(progress), plain(self, progress))[1]
+    )
+    train("two-phase", steps=4)
+    assert seen == [0.0, 0.25, 0.5, 0.75]
 
 
 def test_launches_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
