@@ -1,14 +1,12 @@
 """`report.html`: everything of a study on one page that needs no other file."""
 
-import base64
-import io
 import logging
 from html import escape
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from consilience.core.errors import ConsilienceError
 from consilience.core.model import FoundationModel
@@ -19,188 +17,197 @@ from consilience.environment import (
     usable_cpus,
     versions,
 )
-from consilience.report.curves import loss_curves
+from consilience.report import html
+from consilience.report.cost_section import budget_section, likelihood_section
+from consilience.report.figures.common import styled
+from consilience.report.figures.curves import loss_curves
+from consilience.report.gallery import gallery
+from consilience.report.questions import questions
+from consilience.report.score_section import score_section
 from consilience.report.style import STYLE
-from consilience.report.tables import METRIC_NAME, cell_text, columns_of, loss_table, rows_of, score_table
+from consilience.report.tables import shown_variants
 from consilience.report.verdicts import verdicts
+from consilience.study.analysis import Tables, analyse
+from consilience.study.plan import Setting, StudyPreset
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from consilience.study.runner import Study
 
 logger = logging.getLogger(__name__)
 
+MOST_MODELS = 6
+"""Models in the figure of a science; more columns than the page holds."""
 
-def write_report(study: "Study") -> "Path":
-    """Write `report.html`, the figures as PNG and the tables as CSV into the folder of the study."""
-    table, losses = score_table(study.results), loss_table(study.results)
-    table.to_csv(study.folder / "scores.csv", index=False)
-    losses.to_csv(study.folder / "losses.csv", index=False)
+
+def write_report(study: "Study", tables: Tables | None = None) -> Path:
+    """Write `report.html`, `figures/` (PNG and PDF) and `tables/` (CSV and parquet) into the folder of the study.
+
+    Args:
+        study: finished or not; what is missing is said.
+        tables: of the study; None = `analyse` makes them.
+    """
+    tables = analyse(study) if tables is None else tables
+    folder = study.folder / "figures"
+    tables.write(study.folder / "tables")
+    asked = questions(tables)
+    asked.to_csv(study.folder / "tables" / "questions.csv", index=False)
     sections = [
-        _heading(study),
-        _score_section(table, study),
-        _loss_section(losses),
-        _figure_section("Loss curves", "loss-curves", loss_curves(study.results), study,
-                        "Held-out loss during training. Exact likelihoods and bounds stand above, surrogates below: "
-                        "a surrogate says how training went, not how much of the data is captured."),
-        *_science_sections(study),
-        _failures(study),
+        _heading(study.preset),
+        _verdicts(tables),
+        score_section(tables, study.preset),
+        budget_section(tables),
+        likelihood_section(tables),
+        gallery(tables, study.preset, folder),
+        _questions(asked),
+        _curves(study, folder),
+        *_sciences(study, folder),
+        _failures(tables.failures),
         _what_was_run(study),
-    ]  # fmt: skip
+    ]
     path = study.folder / "report.html"
     title = f"consilience study: {study.preset.name}"
     path.write_text(
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title>"
         f"<meta name='viewport' content='width=device-width, initial-scale=1'><style>{STYLE}</style></head>"
-        f"<body><main>{''.join(sections)}</main></body></html>"
+        f"<body><main>{''.join(sections)}</main></body></html>",
+        encoding="utf-8",
     )
     return path
 
 
-def _heading(study: "Study") -> str:
-    preset = study.preset
+def _heading(preset: StudyPreset) -> str:
+    settings = ", ".join(setting.name for setting in preset.settings)
+    count = len({variant.name for setting in preset.settings for variant in setting.variants})
+    rates = f"{len(preset.learning_rates)} learning rates tried for each, " if preset.learning_rates else ""
+    seeds = f"{preset.seeds} seed{'s' if preset.seeds > 1 else ''}"
     return (
         "<h1>What is next-token prediction in each science?</h1>"
-        f"<p class='lead'>One transformer core ({preset.core.depth} layers, width {preset.core.width}), "
-        f"{preset.training.steps} steps of {preset.training.tokens_per_batch:,} tokens, {preset.seeds} seeds, "
-        f"{len(study.prepared)} sciences. Each objective trains the same core from scratch at the same budget; "
-        "then the core is frozen and read out by the same probes as the baselines, on groups that training never "
-        f"saw.</p><p class='note'>This is the preset <b>{escape(preset.name)}</b>: {escape(preset.note)}</p>"
+        f"<p class='lead'>One transformer core ({preset.core.depth} layers, width {preset.core.width}) is trained from "
+        f"scratch with each of {count} objectives and orders on {escape(settings)}: {preset.training.steps:,} steps of "
+        f"{preset.training.tokens_per_batch:,} tokens for the first row and the same floating-point operations for "
+        f"every other, {rates}{seeds}. Then the core is frozen. Two questions are asked of it, since "
+        "the answers may differ: how much of the data does its likelihood capture, and what do its embeddings "
+        "know, beside classical baselines that get the same probes, on groups that training never saw.</p>"
+        f"<p class='note'>This is the preset <b>{escape(preset.name)}</b>: {escape(preset.note)}</p>"
     )
 
 
-def _score_section(table: pd.DataFrame, study: "Study") -> str:
-    columns = columns_of(table)
-    head = "".join(
-        f"<th>{escape(domain)}<small>{escape(task)}<br>{escape(METRIC_NAME.get(metric, metric))}</small></th>"
-        for domain, task, metric in columns
-    )
-    body = []
-    for row in rows_of(table):
-        cells = "".join(_score_cell(table, row, column) for column in columns)
-        role = table[table["row"] == row]["role"].iloc[0]
-        body.append(f"<tr class='{escape(role)}'><th>{escape(row)}</th>{cells}</tr>")
-    classical = table[table["role"] == "classical"]
-    names = "; ".join(f"{d}: {m}" for d, m in dict(zip(classical["domain"], classical["method"])).items())
-    points = "".join(f"<li>{escape(text)}</li>" for text in verdicts(table))
-    return (
-        "<h2>What the frozen embeddings know</h2>"
-        f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-        "<p class='caption'>Linear probe on the test groups: mean ± standard deviation over seeds; small print: 95% "
-        "bootstrap interval over test groups, then the 10-nearest-neighbour probe. "
-        "<b class='win'>Green</b>: above the classical baseline. <span class='lose'>Red</span>: not above the core "
-        f"with random weights. Classical baselines: {escape(names)}.</p><ul>{points}</ul>"
-    )
-
-
-def _score_cell(table: pd.DataFrame, row: str, column: tuple[str, str, str]) -> str:
-    here = table[(table["domain"] == column[0]) & (table["task"] == column[1])]
-    found = here[here["row"] == row]
-    if found.empty:
-        return "<td class='none'>–</td>"
-    line = found.iloc[0]
-    style = ""
-    if line["role"] == "pre-trained":
-        classical = here[here["role"] == "classical"]["mean"]
-        random = here[here["role"] == "random-init"]["mean"]
-        if len(classical) and line["mean"] > classical.iloc[0]:
-            style = "win"
-        elif len(random) and line["mean"] <= random.iloc[0]:
-            style = "lose"
-    neighbours = "" if np.isnan(line["knn"]) else f" · kNN {line['knn']:.3f}"
-    return (
-        f"<td class='{style}'>{cell_text(line['mean'], line['spread'])}"
-        f"<small>{line['low']:.2f} to {line['high']:.2f}{neighbours}</small></td>"
-    )
-
-
-def _loss_section(losses: pd.DataFrame) -> str:
-    if losses.empty:
+def _verdicts(tables: Tables) -> str:
+    found = verdicts(tables)
+    if not found:
         return ""
-    body = []
-    for _, line in losses.iterrows():
-        kind = str(line["kind"])
-        body.append(
-            f"<tr class='{kind}'><th>{escape(line['domain'])}</th><td>{escape(line['objective'])}</td>"
-            f"<td>{cell_text(line['mean'], line['spread'])}</td><td>{kind}</td>"
-            f"<td>{line['tokens']:,.0f}</td><td>{line['seconds']:.0f}</td><td>{line['parameters']:,}</td></tr>"
-        )
-    return (
-        "<h2>Held-out loss</h2><table><thead><tr><th></th><th>objective</th><th>loss per token</th><th>kind</th>"
-        f"<th>tokens trained on</th><th>seconds</th><th>parameters</th></tr></thead>"
-        f"<tbody>{''.join(body)}</tbody></table>"
-        "<p class='caption'>Exact and bound are negative log-likelihoods in nats per token, given the addresses. "
-        "Masked diffusion is also given the number of tokens, which next-token over strings has to predict. "
-        "Compare them within a science. A surrogate (grey) may not be compared with anything but itself.</p>"
+    parts = []
+    for setting in dict.fromkeys(verdict.setting for verdict in found):
+        items = "".join(f"<li>{escape(v.text)}</li>" for v in found if v.setting == setting)
+        parts.append(f"<h3>{escape(setting or 'Across settings')}</h3><ul class='verdicts'>{items}</ul>")
+    note = (
+        "Intervals are 95%. A difference counts when its interval excludes 0 and, where a test is named, its "
+        "corrected "
+        "p-value is below 0.05. Detectable: what a t-test with this many seeds would find four times out of five."
     )
+    return f"<h2>What this study says</h2>{''.join(parts)}{html.paragraph(note, 'caption')}"
 
 
-def _figure_section(title: str, name: str, figure: Figure, study: "Study", caption: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    folder = study.folder / "figures"
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.png").write_bytes(buffer.getvalue())
-    encoded = base64.b64encode(buffer.getvalue()).decode()
-    return (
-        f"<h2>{escape(title)}</h2><figure><img alt='{escape(title)}' src='data:image/png;base64,{encoded}'>"
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
+def _questions(asked: pd.DataFrame) -> str:
+    body = [
+        html.row(line["question"], [html.cell(line[name]) for name in ("expected", "found", "verdict")])
+        for line in asked.to_dict("records")
+    ]
+    note = (
+        "Expectations written down before the study, from what others report at other scales; each may fail. "
+        "Verdicts "
+        "are computed from the tables. Differences of two rows are taken as if the rows were independent, which errs "
+        "to undecided; they are not corrected for the number of questions."
     )
+    table = html.table(["", "expected", "found", "verdict"], body, style="prose dense", caption=note)
+    return f"<h2>What others found, asked again</h2>{table}"
 
 
-def _science_sections(study: "Study") -> list[str]:
+def _curves(study: "Study", folder: Path) -> str:
+    with styled():
+        figure = loss_curves(study.results, shown_variants(study.preset))
+    title = "Loss curves"
+    if figure is None:
+        return f"<h2>{title}</h2>{html.paragraph('Not shown: no run has a curve.', 'absent')}"
+    caption = (
+        "Held-out loss during training, a line a seed. White panels: exact likelihoods and bounds. Shaded panels: "
+        "surrogates, which say how training went, not how much of the data is captured; compare them with "
+        "nothing but "
+        "themselves."
+    )
+    return f"<h2>{title}</h2>{html.picture(figure, folder, 'loss-curves', caption, title)}"
+
+
+def _sciences(study: "Study", folder: Path) -> list[str]:
+    """A figure of each setting that its own scientists would look at, from the models of the first seed."""
     sections = []
-    for name, part in study.prepared.items():
-        rows = [
-            r
-            for r in study.results
-            if r.domain == name and r.role == "pre-trained" and r.seed == 0 and not r.error
-        ]
-        models = {r.row: FoundationModel.load(study.cell_folder(name, r.row, 0)) for r in rows}
-        if not models:
-            continue
-        collection = part.collection
-        title = f"{name.capitalize()}: {collection.source} ({collection.origin})"
+    for setting in study.preset.settings:
+        part = study.prepared[setting.name]
+        title = f"{setting.name[:1].upper()}{setting.name[1:]}: {part.collection.source} ({part.collection.origin})"
         try:
-            figure = part.domain.figure(models, collection, part.split.test)
-        except (ConsilienceError, RuntimeError) as error:
-            logger.error("the figure of %s failed: %s", name, error)
-            sections.append(
-                f"<h2>{escape(title)}</h2><p class='lose'>The figure failed: {escape(str(error))}</p>"
-            )
+            models = _models(study, setting)
+            figure = part.domain.figure(models, part.collection, part.split.test) if models else None
+        except (ConsilienceError, RuntimeError, ValueError) as error:
+            logger.error("the figure of %s failed: %s", setting.name, error)
+            text = html.paragraph(f"The figure failed: {error}", "lose")
+            sections.append(f"<h2>{escape(title)}</h2>{text}")
             continue
-        if figure is None:
-            continue
-        caption = figure.get_label() or "Models of seed 0, records held out of training."
-        sections.append(_figure_section(title, name, figure, study, str(caption)))
+        if figure is not None:
+            caption = str(figure.get_label() or "Models of seed 0, records held out of training.")
+            name = "science-" + "".join(c if c.isalnum() else "-" for c in setting.name.lower())
+            sections.append(f"<h2>{escape(title)}</h2>{html.picture(figure, folder, name, caption, title)}")
     return sections
 
 
-def _failures(study: "Study") -> str:
-    failed = [r for r in study.results if r.error]
-    if not failed:
+def _models(study: "Study", setting: Setting) -> dict[str, FoundationModel]:
+    """Models of the first seed of the main variants that read the records as the setting does."""
+    names = [v.name for v in setting.variants if "table" in v.figures and not v.tokenizer]
+    found: dict[str, FoundationModel] = {}
+    for result in study.results:
+        if result.role != "pre-trained" or result.setting != setting.name or result.seed != 0 or result.error:
+            continue
+        if result.row in names and len(found) < MOST_MODELS:
+            found[result.row] = FoundationModel.load(study.run_folder(setting.name, result.row, 0))
+    return found
+
+
+def _failures(failures: pd.DataFrame) -> str:
+    if failures.empty:
         return ""
-    rows = "".join(
-        f"<li>{escape(r.domain)}, {escape(r.row)}, seed {r.seed}: {escape(r.error)}</li>" for r in failed
-    )
-    return f"<h2>Runs that failed</h2><ul class='lose'>{rows}</ul>"
+    items = []
+    for line in failures.to_dict("records"):
+        seed = "" if pd.isna(line["seed"]) else f", seed {line['seed']:.0f}"
+        text = f"{line['setting']}, {line['row']} ({line['work']}{seed}): {line['reason']}"
+        items.append(f"<li>{escape(text)}</li>")
+    return f"<h2>Runs that failed</h2><ul class='lose'>{''.join(items)}</ul>"
 
 
 def _what_was_run(study: "Study") -> str:
-    data = "".join(
-        f"<tr><th>{escape(name)}</th><td>{escape(part.collection.source)}</td><td>{escape(part.collection.origin)}</td>"
-        f"<td>{len(part.collection):,}</td><td>{len(part.split.train):,} / {len(part.split.validation):,} / "
-        f"{len(part.split.test):,}</td><td>{len(part.failures)}</td><td><code>{part.collection.fingerprint}</code></td></tr>"
-        for name, part in study.prepared.items()
-    )
+    preset = study.preset
+    head = ["", "data", "origin", "records", "train / validation / test", "set aside", "fingerprint"]
+    body = []
+    for name, part in study.prepared.items():
+        collection, split = part.collection, part.split
+        sizes = " / ".join(f"{len(rows):,}" for rows in (split.train, split.validation, split.test))
+        cells = [html.cell(text) for text in (collection.source, collection.origin, f"{len(collection):,}", sizes,
+                                              str(len(part.failures)))]  # fmt: skip
+        body.append(html.row(name, [*cells, f"<td><code>{escape(collection.fingerprint)}</code></td>"]))
+    variants = chain.from_iterable((f"{s.name}, {v.name}: {v.objective} {dict(v.options) or ''} "
+                                    f"{dict(v.tokenizer) or ''}".strip() for v in s.variants)
+                                   for s in preset.settings)  # fmt: skip
+    listed = "".join(f"<li>{escape(text)}</li>" for text in variants)
     found = ", ".join(f"{name} {version}" for name, version in versions(science=True).items())
+    origins = (
+        "Origin: real = measured, computed = labels or structures from a calculation, simulated and model = no "
+        "measurement stands behind the records; what holds for those need not hold for real ones."
+    )
     return (
-        "<h2>What was run</h2><table><thead><tr><th></th><th>data</th><th>origin</th><th>records</th>"
-        "<th>train / validation / test</th><th>set aside</th><th>fingerprint</th></tr></thead>"
-        f"<tbody>{data}</tbody></table>"
-        f"<p class='caption'>Settings: {escape(str(study.preset.core))}; {escape(str(study.preset.training))}; seeds "
-        f"0 to {study.preset.seeds - 1}.<br>This sitting: {study.seconds:.0f} s on {escape(device_name())}, "
-        f"{usable_cpus()} CPU cores; peak memory {peak_memory_mib():,.0f} MiB, of the largest worker process "
-        f"{peak_worker_memory_mib():,.0f} MiB.<br>{escape(found)}</p>"
+        f"<h2>What was run</h2>{html.table(head, body, style='dense', caption=origins)}"
+        f"<details><summary>All variants and their options</summary><ul>{listed}</ul></details>"
+        f"<p class='caption'>Settings: {escape(str(preset.core))}; {escape(str(preset.training))}; seeds 0 to "
+        f"{preset.seeds - 1}; learning rates {escape(str(preset.learning_rates or 'as above'))}; losses on "
+        f"{preset.evaluation_records:,} held-out records with {preset.evaluation_draws} draws.<br>This sitting: "
+        f"{study.seconds:.0f} s on {escape(device_name())}, {usable_cpus()} CPU cores; peak memory "
+        f"{peak_memory_mib():,.0f} MiB, of the largest worker process {peak_worker_memory_mib():,.0f} MiB.<br>"
+        f"{escape(found)}</p>"
     )

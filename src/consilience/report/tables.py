@@ -1,132 +1,150 @@
-"""Tables of a study: scores by row and science, held-out losses by kind."""
+"""The main table: which rows and columns it has, what stands in a cell, and its form for the terminal."""
 
-from collections.abc import Sequence
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from consilience.study.results import Result, Role
+from consilience.report.effects import Effect, bracket
+from consilience.study.analysis import Tables, analyse
+from consilience.study.plan import StudyPreset
 
-ROLE_ORDER: tuple[Role, ...] = ("trivial", "classical", "random-init", "pre-trained")
-ROLE_NAME = {
-    "trivial": "majority / mean",
-    "classical": "classical baseline",
-    "random-init": "random-init core",
-}
+if TYPE_CHECKING:
+    from consilience.study.runner import Study
+
+METRIC_NAME = {
+    "macro_f1": "macro F1", "balanced_accuracy": "balanced accuracy", "r2": "R²", "accuracy": "accuracy",
+    "mae": "mean abs. error", "nmad": "σ NMAD",
+}  # fmt: skip
+PCA = "PCA of tokens"
+BEST_CLASSICAL = "best classical baseline"
+
+Column = tuple[str, str, str]
+"""(setting, task, metric)."""
 
 
-def row_name(result: Result) -> str:
-    """The row of the table that a result belongs to."""
-    return ROLE_NAME.get(result.role, result.row)
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One number of the main table.
 
-
-def score_table(results: Sequence[Result]) -> pd.DataFrame:
-    """One line per (row, science, task): mean and standard deviation over seeds, and the interval over test groups.
-
-    Columns: role, row, method, domain, task, metric, seeds, mean, spread, low, high, knn.
+    Args:
+        line: of `Tables.scores`.
+        style: win (above the best classical row), behind (below it), lose (not above the random-init core), or "".
+        method: name of the baseline, where the row of the table does not say it.
     """
-    lines = []
-    for result in results:
-        for score in result.scores:
-            lines.append(
-                {
-                    "role": result.role,
-                    "row": row_name(result),
-                    "method": result.row,
-                    "domain": result.domain,
-                    "task": score.task,
-                    "metric": score.metric,
-                    "value": score.value,
-                    "low": score.low,
-                    "high": score.high,
-                    "knn": np.nan if score.knn is None else score.knn,
-                }
-            )
-    if not lines:
-        return pd.DataFrame(
-            columns=["role", "row", "method", "domain", "task", "metric", "seeds", "mean", "spread"]
-        )
-    frame = pd.DataFrame(lines)
-    keys = ["role", "row", "method", "domain", "task", "metric"]
-    grouped = frame.groupby(keys, sort=False, as_index=False).agg(
-        seeds=("value", "size"),
-        mean=("value", "mean"),
-        spread=("value", lambda values: float(np.std(values, ddof=1)) if len(values) > 1 else np.nan),
-        low=("low", "mean"),
-        high=("high", "mean"),
-        knn=("knn", "mean"),
-    )
-    rank = grouped["role"].map({role: i for i, role in enumerate(ROLE_ORDER)})
-    return grouped.iloc[np.argsort(rank.to_numpy(), kind="stable")].reset_index(drop=True)
+
+    line: pd.Series
+    style: str = ""
+    method: str = ""
 
 
-def loss_table(results: Sequence[Result]) -> pd.DataFrame:
-    """Held-out loss per token by science and objective, with its kind. Surrogates are not likelihoods."""
-    trained = [r for r in results if r.role == "pre-trained" and r.loss is not None]
-    frame = pd.DataFrame(
-        [
-            {"domain": r.domain, "objective": r.row, "kind": r.kind, "loss": r.loss, "seconds": r.seconds,
-             "tokens": r.tokens, "parameters": r.parameters, "trunk": r.trunk}
-            for r in trained
-        ]
-    )  # fmt: skip
-    if frame.empty:
-        return frame
-    return frame.groupby(["domain", "objective", "kind"], sort=False, as_index=False).agg(
-        seeds=("loss", "size"),
-        mean=("loss", "mean"),
-        spread=("loss", lambda values: float(np.std(values, ddof=1)) if len(values) > 1 else np.nan),
-        seconds=("seconds", "mean"),
-        tokens=("tokens", "mean"),
-        parameters=("parameters", "first"),
-        trunk=("trunk", "first"),
-    )
+def metric_name(metric: str) -> str:
+    """The metric as people write it."""
+    return METRIC_NAME.get(metric, metric)
 
 
-def columns_of(table: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """(science, task, metric) in the order of first appearance."""
-    return list(dict.fromkeys(zip(table["domain"], table["task"], table["metric"])))
+def columns_of(scores: pd.DataFrame) -> list[Column]:
+    """(setting, task, metric) in the order of first appearance."""
+    if scores.empty:
+        return []
+    return list(dict.fromkeys(zip(scores["setting"], scores["task"], scores["metric"])))
 
 
-def rows_of(table: pd.DataFrame) -> list[str]:
-    """Row names, baselines first."""
-    return list(dict.fromkeys(table["row"]))
+def shown_variants(preset: StudyPreset | None) -> list[str] | None:
+    """Names of the variants of the main comparison; None when all are shown."""
+    if preset is None:
+        return None
+    return list(dict.fromkeys(v.name for s in preset.settings for v in s.variants if "table" in v.figures))
 
 
-def cell_text(mean: float, spread: float) -> str:
-    """ "0.812 ± 0.004", or the mean alone."""
-    return f"{mean:.3f}" if np.isnan(spread) else f"{mean:.3f} ± {spread:.3f}"
+def rows_of(scores: pd.DataFrame, shown: list[str] | None = None) -> list[tuple[str, str]]:
+    """(role, row) of the main table: baselines, then variants, then the supervised core."""
+    if scores.empty:
+        return []
+    found = list(dict.fromkeys(zip(scores["role"], scores["row"])))
+    classical = [row for role, row in found if role == "classical"]
+    rows = [(role, row) for role, row in found if role == "trivial"]
+    rows += [("classical", BEST_CLASSICAL)] if classical else []
+    rows += [("classical", PCA)] if PCA in classical else []
+    rows += [(role, row) for role, row in found if role == "random-init"]
+    trained = [row for role, row in found if role == "pre-trained" and (shown is None or row in shown)]
+    if shown is not None:
+        trained.sort(key=shown.index)
+    rows += [("pre-trained", row) for row in trained]
+    return rows + [(role, row) for role, row in found if role == "supervised"]
 
 
-def print_table(results: Sequence[Result], console: Console | None = None) -> None:
-    """The score table in the terminal."""
-    table = score_table(results)
-    shown = Table(
-        title="Frozen embeddings, linear probe, held-out groups (mean ± sd over seeds)",
-        box=SIMPLE_HEAD,
-        padding=(0, 1),
-    )
-    shown.add_column("", no_wrap=True)
-    columns = columns_of(table)
-    for domain, task, metric in columns:
-        shown.add_column(
-            f"{domain}\n{task}\n{METRIC_NAME.get(metric, metric)}", justify="right", min_width=11
-        )
-    for row in rows_of(table):
-        cells = [_lookup(table, row, column) for column in columns]
-        shown.add_row(row, *cells, end_section=row == ROLE_NAME["random-init"])
+def over(line: pd.Series, reference: str) -> Effect:
+    """The paired difference of a row with the best classical row ("classical") or the random core ("random")."""
+    names = (f"over_{reference}", f"over_{reference}_low", f"over_{reference}_high", f"over_{reference}_p")
+    value, low, high, p = (float(line.get(name, math.nan)) for name in names)
+    return Effect(value=value, low=low, high=high, p=p)
+
+
+def cell(scores: pd.DataFrame, row: str, column: Column) -> Cell | None:
+    """What stands at this place; None when nothing was computed."""
+    here = scores[(scores["setting"] == column[0]) & (scores["task"] == column[1])]
+    if row == BEST_CLASSICAL:
+        classical = here[here["role"] == "classical"]
+        if classical.empty:
+            return None
+        best = classical.loc[classical["score"].idxmax()]
+        return Cell(line=best, method=str(best["row"]))
+    found = here[here["row"] == row]
+    if found.empty:
+        return None
+    line = found.iloc[0]
+    return Cell(line=line, style=_style(line) if line["role"] == "pre-trained" else "")
+
+
+def _style(line: pd.Series) -> str:
+    random = over(line, "random")
+    if random.side in ("unclear", "below"):
+        return "lose"
+    return {"above": "win", "below": "behind"}.get(over(line, "classical").side, "")
+
+
+def number(value: object, digits: int = 3) -> str:
+    """A number, or a dash where there is none."""
+    return "–" if not isinstance(value, (int, float)) or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def print_table(study: "Study | Tables", console: Console | None = None) -> None:
+    """The main table in the terminal; as in the page, green is above the best classical row by a paired test."""
+    tables = study if isinstance(study, Tables) else analyse(study)
+    shown_rows = None if isinstance(study, Tables) else shown_variants(study.preset)
+    scores = tables.scores
     console = console or Console()
-    console.print(shown, width=max(console.width, 110), crop=False, no_wrap=True)
+    width = max(console.width, 110)
+    columns, rows = columns_of(scores), rows_of(scores, shown_rows)
+    across = max(1, (width - 26) // 23)
+    for start in range(0, max(len(columns), 1), across):
+        table = _printed(scores, rows, columns[start : start + across])
+        console.print(table, width=width, crop=False, no_wrap=True)
 
 
-METRIC_NAME = {"macro_f1": "macro F1", "r2": "R²", "accuracy": "accuracy", "mae": "mean abs. error"}
+def _printed(scores: pd.DataFrame, rows: list[tuple[str, str]], columns: list[Column]) -> Table:
+    title = "Frozen embeddings, linear probe, test groups: score [95% interval]"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("", no_wrap=True)
+    for setting, task, metric in columns:
+        table.add_column(Text(f"{setting}\n{task}\n{metric_name(metric)}"), justify="right", no_wrap=True)
+    for place, (role, row) in enumerate(rows):
+        ends = role != "pre-trained" and place + 1 < len(rows) and rows[place + 1][0] == "pre-trained"
+        cells = (_text(cell(scores, row, column)) for column in columns)
+        table.add_row(Text(row), *cells, end_section=ends)
+    return table
 
 
-def _lookup(table: pd.DataFrame, row: str, column: tuple[str, str, str]) -> str:
-    found = table[(table["row"] == row) & (table["domain"] == column[0]) & (table["task"] == column[1])]
-    return (
-        "–" if found.empty else cell_text(found["mean"].iloc[0], found["spread"].iloc[0]).replace(" ± ", "±")
-    )
+def _text(found: Cell | None) -> Text:
+    if found is None:
+        return Text("–", style="dim")
+    line = found.line
+    interval = bracket(line["low"], line["high"])
+    style = {"win": "bold green", "behind": "dim", "lose": "red"}.get(found.style, "")
+    return Text(f"{line['score']:.3f}{interval}".replace(", ", " "), style=style)
