@@ -173,20 +173,30 @@ def test_a_finished_run_can_go_on_longer(words, tmp_path, command) -> None:
     assert again.code == 0 and "10 steps" in again.out
 
 
-def test_a_stopped_cell_of_a_study_leaves_no_result(files, tmp_path, monkeypatch) -> None:
-    from dataclasses import replace
+def test_a_stopped_run_of_a_study_leaves_no_result(tmp_path, monkeypatch) -> None:
+    from consilience.core.training_config import TrainingConfig
+    from consilience.core.transformer import CoreConfig
+    from consilience.study import Setting, StudyPreset
+    from consilience.study.runner import compute
+    from consilience.study.variants import variants
 
-    from consilience import registry
-    from consilience.domains.preparation import load_collection, prepare
-    from consilience.study import PRESETS
-    from consilience.study.cell import run_cell
-
-    science, preset = registry.domain("molecules"), PRESETS["quick"]
-    preset = replace(preset, training=replace(preset.training, steps=4))
-    prepared = prepare(science, load_collection(science, files["molecules"]), limit=60)
+    setting = Setting(
+        name="galaxies",
+        domain="galaxies",
+        variants=variants("masked"),
+        tokenizer={"patch_size": 64},
+        records=60,
+    )
+    preset = StudyPreset(
+        name="small",
+        core=CoreConfig(width=16, depth=1, heads=2),
+        training=TrainingConfig(steps=4, tokens_per_batch=256, validations=0, save_every=0),
+        settings=(setting,),
+        seeds=1,
+        supervised=False,
+    )
     at_step(2, ctrl_c, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        run_cell(
-            prepared, registry.objective("masked")(), 0, preset, tmp_path / "cell", "key", lambda step: None
-        )
-    assert not (tmp_path / "cell").exists()
+        compute(preset, tmp_path, processes=1, progress=False)
+    assert list((tmp_path / "baselines").rglob("*.json")), "what was finished before stays"
+    assert not (tmp_path / "runs").exists()

@@ -10,16 +10,15 @@ import pytest
 from consilience.core.errors import ConsilienceError
 from consilience.core.training_config import TrainingConfig
 from consilience.core.transformer import CoreConfig
-from consilience.study import Setting, StudyPreset, cell, run_study
+from consilience.study import Setting, StudyPreset, cell, run_study, workers
 from consilience.study.analysis import analyse
 from consilience.study.evidence import Evidence, floor_of
-from consilience.study.grid import chosen_rates, late_jobs, main_jobs, tuning_jobs
+from consilience.study.grid import chosen_rates
 from consilience.study.plan import Crossover, Variant
 from consilience.study.presets import PRESETS
 from consilience.study.results import Result
-from consilience.study.runner import Study, chosen_preset, compute, estimate
+from consilience.study.runner import Study, all_jobs, chosen_preset, compute, estimate
 from consilience.study.variants import VARIANTS, variants
-from consilience.study import workers
 
 GALAXIES = Setting(
     name="galaxies",
@@ -137,7 +136,12 @@ def test_tables_hold_every_family_of_outcome(study: Study, tmp_path: Path) -> No
     assert len(tables.erasure) and len(tables.gaussian)
     assert len(tables.alignment)
     tables.write(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} >= {"scores.csv", "scores.parquet", "losses.csv", "erasure.csv"}
+    assert {p.name for p in tmp_path.iterdir()} >= {
+        "scores.csv",
+        "scores.parquet",
+        "losses.csv",
+        "erasure.csv",
+    }
     assert not (tmp_path / "crossover.csv").exists(), "what was not asked for leaves no file"
 
 
@@ -185,7 +189,9 @@ def test_other_settings_are_another_question(study: Study, folder: Path) -> None
 
 
 def test_several_processes_give_the_same_numbers(study: Study, tmp_path: Path) -> None:
-    small = tiny(seeds=1, learning_rates=(), profile=(), settings=(replace(GALAXIES, variants=variants("masked")),))
+    small = tiny(
+        seeds=1, learning_rates=(), profile=(), settings=(replace(GALAXIES, variants=variants("masked")),)
+    )
     alone = compute(small, tmp_path / "alone", processes=1, progress=False)
     together = compute(small, tmp_path / "together", processes=2, progress=False)
     for one, two in zip(alone.results, together.results, strict=True):
@@ -195,7 +201,9 @@ def test_several_processes_give_the_same_numbers(study: Study, tmp_path: Path) -
 
 
 def test_a_failed_job_is_reported_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = tiny(seeds=1, learning_rates=(), settings=(replace(GALAXIES, variants=variants("masked", "denoising")),))
+    small = tiny(
+        seeds=1, learning_rates=(), settings=(replace(GALAXIES, variants=variants("masked", "denoising")),)
+    )
 
     def fail(*args: object) -> Result:
         raise RuntimeError("the disk is on fire")
@@ -249,12 +257,9 @@ def test_the_grid_and_its_cost_without_running(tmp_path: Path) -> None:
 
 def test_the_seeds_come_one_after_another(study: Study, folder: Path) -> None:
     """Stopped at any time, a study has compared everything with fewer seeds."""
-    rates = chosen_rates(study.bench, [])
-    settings = study.preset.main
-    seeds = [job.seed for job in main_jobs(study.bench, rates, settings, folder) if job.seed is not None]
+    jobs = all_jobs(study.bench, chosen_rates(study.bench, []), study.preset.main, folder)
+    seeds = [job.seed for job in jobs if job.seed is not None and job.work != "tuning"]
     assert seeds == sorted(seeds)
-    jobs = [*tuning_jobs(study.bench, settings, folder), *main_jobs(study.bench, rates, settings, folder),
-            *late_jobs(study.bench, rates, settings, folder)]  # fmt: skip
     assert len({job.key for job in jobs}) == len(jobs) == len({job.path for job in jobs})
 
 

@@ -267,7 +267,9 @@ def _summary(scores: pd.DataFrame, draws: Draws) -> pd.DataFrame:
     """Interquartile mean over (setting, task) of the normalised scores, and the chance to be the best row."""
     if scores.empty or "normalised" not in scores:
         return pd.DataFrame()
-    usable = {place: rows for place, rows in draws.items() if any(np.isfinite(d).all() for d in rows.values())}
+    usable = {
+        place: rows for place, rows in draws.items() if any(np.isfinite(d).all() for d in rows.values())
+    }
     names = scores[scores["role"].isin(["pre-trained", "random-init", "classical"])]
     rows = [row for row in dict.fromkeys(names["row"]) if any(row in found for found in usable.values())]
     trained = set(scores[scores["role"] == "pre-trained"]["row"])
@@ -295,7 +297,9 @@ def _orders(evidence: Evidence, captured: dict[tuple[str, str], np.ndarray]) -> 
     lines = []
     for setting in evidence.study.preset.settings:
         shown = {v.name for v in setting.variants if "orders" in v.figures}
-        there = {row: draws for (name, row), draws in captured.items() if name == setting.name and row in shown}
+        there = {
+            row: draws for (name, row), draws in captured.items() if name == setting.name and row in shown
+        }
         if len(there) < 2:
             continue
         best = max(there, key=lambda row: there[row].mean())
@@ -324,7 +328,9 @@ def _dial(evidence: Evidence, scores: pd.DataFrame, losses: pd.DataFrame) -> pd.
             if variant.objective == "next-token":
                 size = 1
             size = float(line["tokens_per_record"]) if size is None else float(size)
-            noise = variant.options.get("noise", "gaussian" if variant.objective == "denoising" else "erasure")
+            noise = variant.options.get(
+                "noise", "gaussian" if variant.objective == "denoising" else "erasure"
+            )
             found = {"setting": setting.name, "row": variant.name, "size": size, "noise": noise,
                      "kind": line["kind"]}  # fmt: skip
             for name in ("captured", "captured_low", "captured_high"):

@@ -64,9 +64,7 @@ def _pretrained(job: Job, bench: Bench, on_step: OnStep) -> Result:
     return _read_run(job, bench, prepared, trained.model, _of_run(job, bench, trained))
 
 
-def _read_run(
-    job: Job, bench: Bench, prepared: Prepared, model: FoundationModel, result: Result
-) -> Result:
+def _read_run(job: Job, bench: Bench, prepared: Prepared, model: FoundationModel, result: Result) -> Result:
     """The result of a run with probes and held-out loss."""
     begin = time.perf_counter()
     found, features = _read_model(model, prepared, bench, job)
@@ -90,9 +88,7 @@ def _random_init(job: Job, bench: Bench, on_step: OnStep) -> Result:
     """The same core with random weights: what the architecture and the tokenizer give for nothing."""
     assert job.variant is not None
     prepared = bench.of(job.setting)
-    model = FoundationModel(
-        bench.preset.core, {job.setting.domain: prepared.tokenizer}, job.variant.build()
-    )
+    model = FoundationModel(bench.preset.core, {job.setting.domain: prepared.tokenizer}, job.variant.build())
     found, _ = _read_model(model, prepared, bench, job)
     write_arrays(job.arrays, found.arrays)
     return _empty(job, scores=found.scores, parameters=count(model), trunk=count(model.core))
@@ -227,7 +223,9 @@ def _shared(job: Job, bench: Bench, on_step: OnStep) -> Result:
     parts = {}
     for setting in settings:
         own = replace(job, setting=setting, path=job.folder / f"{setting.domain}.json")
-        part = _read_run(own, bench, there[setting.domain], trained.model, replace(whole, setting=setting.name))
+        part = _read_run(
+            own, bench, there[setting.domain], trained.model, replace(whole, setting=setting.name)
+        )
         parts[setting.name] = _plain({
             "scores": [asdict(score) for score in part.scores], "nats": part.nats, "kind": part.kind,
             "arrays": str(own.arrays.relative_to(job.folder)),
@@ -305,9 +303,7 @@ def _of_run(job: Job, bench: Bench, trained: TrainedRun) -> Result:
 
 
 def _empty(job: Job, **parts: Any) -> Result:
-    return Result(
-        key=job.key, setting=job.setting.name, row=job.row, role=job.work, seed=job.seed, **parts
-    )
+    return Result(key=job.key, setting=job.setting.name, row=job.row, role=job.work, seed=job.seed, **parts)
 
 
 def _read_model(

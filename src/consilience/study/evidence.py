@@ -64,7 +64,9 @@ class Evidence:
         if not loaded:
             return {}
         places = {
-            row: {name: i for i, name in enumerate(self.ids(setting, row, a[0][f"{task.name}/index"]).tolist())}
+            row: {
+                name: i for i, name in enumerate(self.ids(setting, row, a[0][f"{task.name}/index"]).tolist())
+            }
             for row, a in loaded.items()
         }
         common = sorted(set.intersection(*(set(place) for place in places.values())))

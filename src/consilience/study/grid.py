@@ -1,7 +1,7 @@
 """The grid of a study: what has to be computed, in which stage, and where its result lies.
 
-Stages: tuning (learning rates), runs (baselines and pre-training, seed after seed, so that a study that is stopped
-has compared everything with fewer seeds), and what needs finished runs.
+Stages: tuning (learning rates) and baselines, then seed after seed its runs and what needs them finished: a study that
+is stopped has compared everything with fewer seeds.
 """
 
 import json
@@ -81,7 +81,12 @@ class Job:
     def failed(self, reason: str) -> Result:
         """A result that says why there is none."""
         return Result(
-            key=self.key, setting=self.setting.name, row=self.row, role=self.work, seed=self.seed, error=reason
+            key=self.key,
+            setting=self.setting.name,
+            row=self.row,
+            role=self.work,
+            seed=self.seed,
+            error=reason,
         )
 
 
@@ -98,7 +103,9 @@ def run_path(folder: Path, setting: str, row: str, seed: int) -> Path:
 def key_of(prepared: Prepared, *parts: object) -> str:
     """Hash of the data, the split, the tokenizer and whatever else decides the numbers; the kind of work first."""
     data = [prepared.collection.fingerprint, split_hash(prepared.split), str(PROTOCOL)]
-    return fingerprint([*data, json.dumps(prepared.tokenizer.state(), sort_keys=True), *(repr(p) for p in parts)])
+    return fingerprint(
+        [*data, json.dumps(prepared.tokenizer.state(), sort_keys=True), *(repr(p) for p in parts)]
+    )
 
 
 def tuning_jobs(bench: Bench, settings: Sequence[Setting], folder: Path) -> list[Job]:
@@ -115,9 +122,7 @@ def tuning_jobs(bench: Bench, settings: Sequence[Setting], folder: Path) -> list
                     seed=TUNING_SEED,
                 )
                 path = folder / "tuning" / slug(setting.name) / slug(variant.name) / f"rate-{rate:g}.json"
-                jobs.append(
-                    _trained("tuning", bench, setting, variant, training, path, row=variant.name)
-                )
+                jobs.append(_trained("tuning", bench, setting, variant, training, path, row=variant.name))
     return jobs
 
 
@@ -137,30 +142,32 @@ def chosen_rates(bench: Bench, trials: Iterable[Result]) -> dict[tuple[str, str]
     }
 
 
-def main_jobs(bench: Bench, rates: Rates, settings: Sequence[Setting], folder: Path) -> list[Job]:
-    """Baselines first, then all runs of seed 0, of seed 1, ..."""
+def baseline_jobs(bench: Bench, settings: Sequence[Setting], folder: Path) -> list[Job]:
+    """The trivial row, the science's classical ones, and the PCA of tokens."""
+    return [job for setting in settings for job in _baselines(bench, setting, folder)]
+
+
+def main_jobs(bench: Bench, rates: Rates, settings: Sequence[Setting], seed: int, folder: Path) -> list[Job]:
+    """All runs of one seed, with the cores that are random or trained on labels."""
     preset = bench.preset
-    jobs = [job for setting in settings for job in _baselines(bench, setting, folder)]
-    for seed in range(preset.seeds):
-        for setting in settings:
-            jobs += _seeded_baselines(bench, setting, seed, folder)
-            for variant in setting.variants:
-                training = training_of(bench, rates, setting, variant, seed)
-                path = run_path(folder, setting.name, variant.name, seed)
-                parts = (preset.evaluation_records, preset.evaluation_draws)
-                jobs.append(_trained("pre-trained", bench, setting, variant, training, path, parts=parts))
+    jobs = []
+    for setting in settings:
+        jobs += _seeded_baselines(bench, setting, seed, folder)
+        for variant in setting.variants:
+            training = training_of(bench, rates, setting, variant, seed)
+            path = run_path(folder, setting.name, variant.name, seed)
+            parts = (preset.evaluation_records, preset.evaluation_draws)
+            jobs.append(_trained("pre-trained", bench, setting, variant, training, path, parts=parts))
     return jobs
 
 
-def late_jobs(bench: Bench, rates: Rates, settings: Sequence[Setting], folder: Path) -> list[Job]:
-    """What needs finished runs of these settings: profiles, and of the main ones carried trunks and shared cores."""
-    preset = bench.preset
-    jobs = [job for seed in range(preset.seeds) for job in _profiles(bench, rates, settings, seed, folder)]
-    if tuple(settings) == preset.main:
-        for seed in range(preset.seeds):
-            jobs += _shared(bench, rates, seed, folder)
-            jobs += _transfers(bench, rates, seed, folder)
-        jobs += _crossovers(bench, rates, folder)
+def late_jobs(bench: Bench, rates: Rates, settings: Sequence[Setting], seed: int, folder: Path) -> list[Job]:
+    """What needs finished runs of a seed: profiles, and of the main settings shared cores and carried trunks."""
+    jobs = _profiles(bench, rates, settings, seed, folder)
+    if tuple(settings) == bench.preset.main:
+        jobs += _shared(bench, rates, seed, folder)
+        jobs += _transfers(bench, rates, seed, folder)
+        jobs += _crossovers(bench, rates, seed, folder)
     return jobs
 
 
@@ -239,9 +246,7 @@ def _seeded_baselines(bench: Bench, setting: Setting, seed: int, folder: Path) -
     return jobs
 
 
-def _profiles(
-    bench: Bench, rates: Rates, settings: Sequence[Setting], seed: int, folder: Path
-) -> list[Job]:
+def _profiles(bench: Bench, rates: Rates, settings: Sequence[Setting], seed: int, folder: Path) -> list[Job]:
     jobs = []
     for setting in settings:
         for variant in setting.variants:
@@ -305,28 +310,26 @@ def _shared(bench: Bench, rates: Rates, seed: int, folder: Path) -> list[Job]:
     return jobs
 
 
-def _crossovers(bench: Bench, rates: Rates, folder: Path) -> list[Job]:
+def _crossovers(bench: Bench, rates: Rates, seed: int, folder: Path) -> list[Job]:
     asked = bench.preset.crossover
-    if asked is None or asked.setting not in [s.name for s in bench.preset.settings]:
+    if asked is None or seed >= asked.seeds or asked.setting not in [s.name for s in bench.preset.settings]:
         return []
     setting = bench.preset.setting(asked.setting)
     jobs = []
-    for seed in range(asked.seeds):
-        for variant in setting.variants:
-            if variant.name not in asked.variants:
-                continue
-            prepared = bench.of(setting, variant)
-            mean = float(prepared.tokenizer.lengths(prepared.records("train")).mean())
-            seen = asked.epochs * min(asked.records) * mean
-            steps = max(1, round(seen / bench.costs[setting.name, variant.name].tokens))
-            for records in asked.records:
-                training = replace(
-                    training_of(bench, rates, setting, variant, seed), steps=steps, decay=0.0, validations=40
-                )
-                path = folder / "crossover" / slug(variant.name) / f"records-{records}-{seed}.json"
-                jobs.append(
-                    _trained("crossover", bench, setting, variant, training, path, parts=(records,),
-                             extra={"records": records})
-                )  # fmt: skip
+    for variant in setting.variants:
+        if variant.name not in asked.variants:
+            continue
+        prepared = bench.of(setting, variant)
+        mean = float(prepared.tokenizer.lengths(prepared.records("train")).mean())
+        seen = asked.epochs * min(asked.records) * mean
+        steps = max(1, round(seen / bench.costs[setting.name, variant.name].tokens))
+        for records in asked.records:
+            training = replace(
+                training_of(bench, rates, setting, variant, seed), steps=steps, decay=0.0, validations=40
+            )
+            path = folder / "crossover" / slug(variant.name) / f"records-{records}-{seed}.json"
+            jobs.append(
+                _trained("crossover", bench, setting, variant, training, path, parts=(records,),
+                         extra={"records": records})
+            )  # fmt: skip
     return jobs
-

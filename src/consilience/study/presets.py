@@ -28,7 +28,12 @@ def quick() -> StudyPreset:
         name="quick",
         core=CoreConfig(width=96, depth=4, heads=4),
         training=TrainingConfig(
-            steps=120, tokens_per_batch=1536, learning_rate=4e-3, optimizer="muon", validations=8, save_every=0
+            steps=120,
+            tokens_per_batch=1536,
+            learning_rate=4e-3,
+            optimizer="muon",
+            validations=8,
+            save_every=0,
         ),
         settings=tuple(settings),
         profile=("masked", "denoising"),
@@ -87,13 +92,19 @@ def standard() -> StudyPreset:
     few = variants("masked", "next-token", "masked-diffusion")
     real = variants("masked", "next-token", "masked-diffusion", "denoising")
     more = (
-        Setting(name="supernovae", domain="galaxies", data="supernovae", tasks=("broad type",), variants=real),
+        Setting(
+            name="supernovae", domain="galaxies", data="supernovae", tasks=("broad type",), variants=real
+        ),
         Setting(name="photometry", domain="galaxies", data="photometry", variants=real),
         Setting(name="PBMC3k to sorted", domain="cells", data="pbmc3k-to-sorted", variants=few),
         Setting(name="sorted to PBMC3k", domain="cells", data="sorted-to-pbmc3k", variants=few),
         Setting(name="Tabula Muris", domain="cells", data="tabula-muris", variants=few),
         Setting(
-            name="CITE-seq", domain="cells", data="cite-cbmc", tasks=("cell type", "CD4 protein"), variants=few
+            name="CITE-seq",
+            domain="cells",
+            data="cite-cbmc",
+            tasks=("cell type", "CD4 protein"),
+            variants=few,
         ),
         Setting(name="shapes", domain="points", data="modelnet10", variants=real),
     )
@@ -101,7 +112,12 @@ def standard() -> StudyPreset:
         name="standard",
         core=CoreConfig(width=96, depth=4, heads=4),
         training=TrainingConfig(
-            steps=250, tokens_per_batch=2048, learning_rate=4e-3, optimizer="muon", validations=8, save_every=0
+            steps=250,
+            tokens_per_batch=2048,
+            learning_rate=4e-3,
+            optimizer="muon",
+            validations=8,
+            save_every=0,
         ),
         settings=main + more,
         seeds=3,

@@ -103,9 +103,7 @@ def _arrays(task: Task, result: ProbeResult) -> dict[str, np.ndarray]:
     }
 
 
-def score_features(
-    prepared: Prepared, features: np.ndarray, tasks: Sequence[Task]
-) -> tuple[Score, ...]:
+def score_features(prepared: Prepared, features: np.ndarray, tasks: Sequence[Task]) -> tuple[Score, ...]:
     """Linear and nearest-neighbour probes of the tasks on (n, d) features of all records."""
     scores = []
     for task in tasks:

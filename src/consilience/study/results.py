@@ -125,7 +125,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Predictions and embeddings of a job, beside its JSON, in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part.npz")
-    np.savez_compressed(part, **dict(arrays))
+    np.savez_compressed(part, allow_pickle=False, **dict(arrays))
     os.replace(part, path)
 
 

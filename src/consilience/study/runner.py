@@ -17,7 +17,16 @@ from consilience.core.progress import progress_bar
 from consilience.domains.preparation import Prepared
 from consilience.environment import peak_memory_mib, usable_cpus, versions
 from consilience.study.bench import Bench, open_bench
-from consilience.study.grid import Job, chosen_rates, late_jobs, main_jobs, run_path, tuning_jobs
+from consilience.study.grid import (
+    Job,
+    Rates,
+    baseline_jobs,
+    chosen_rates,
+    late_jobs,
+    main_jobs,
+    run_path,
+    tuning_jobs,
+)
 from consilience.study.plan import Setting, StudyPreset
 from consilience.study.presets import PRESETS
 from consilience.study.results import Result
@@ -149,8 +158,10 @@ def compute(
         for settings in preset.tiers:
             trials = stages.run("learning rates", tuning_jobs(bench, settings, folder))
             rates = chosen_rates(bench, trials)
-            stages.run("runs", main_jobs(bench, rates, settings, folder))
-            stages.run("what follows", late_jobs(bench, rates, settings, folder))
+            stages.run("baselines", baseline_jobs(bench, settings, folder))
+            for seed in range(preset.seeds):
+                stages.run(f"seed {seed}", main_jobs(bench, rates, settings, seed, folder))
+                stages.run(f"seed {seed}, what follows", late_jobs(bench, rates, settings, seed, folder))
         bar.update(task, note="done")
     study = Study(
         preset=preset,
@@ -189,8 +200,8 @@ class _Stages:
             self.bar.update(self.task, completed=sum(done.values()), note=note)
 
         places = {job.key: job.path for job in jobs}
-        for result in run_jobs(waiting, self.bench, processes=self.workers, on_step=on_step):
-            found[places[result.key]] = result
+        for computed in run_jobs(waiting, self.bench, processes=self.workers, on_step=on_step):
+            found[places[computed.key]] = computed
         self.jobs += jobs
         results = [result for job in jobs if (result := found[job.path]) is not None]
         self.results += results
@@ -208,15 +219,7 @@ def estimate(preset: StudyPreset, folder: Path, *, data: Path | None = None) -> 
     rates = chosen_rates(bench, [])
     lines: dict[tuple[str, str, str], dict[str, Any]] = {}
     speed = _speed(bench)
-    jobs = [
-        job
-        for settings in preset.tiers
-        for job in (
-            *tuning_jobs(bench, settings, folder),
-            *main_jobs(bench, rates, settings, folder),
-            *late_jobs(bench, rates, settings, folder),
-        )
-    ]
+    jobs = [job for settings in preset.tiers for job in all_jobs(bench, rates, settings, folder)]
     for job in jobs:
         line = lines.setdefault(
             (job.work, job.setting.name, job.row),
@@ -228,6 +231,20 @@ def estimate(preset: StudyPreset, folder: Path, *, data: Path | None = None) -> 
         line["seconds"] += job.flops / speed
         line["finished"] += job.finished() is not None
     return list(lines.values())
+
+
+def all_jobs(bench: Bench, rates: Rates, settings: Sequence[Setting], folder: Path) -> list[Job]:
+    """Every job of these settings, in the order in which they are done."""
+    return [
+        *tuning_jobs(bench, settings, folder),
+        *baseline_jobs(bench, settings, folder),
+        *(
+            job
+            for seed in range(bench.preset.seeds)
+            for jobs in (main_jobs, late_jobs)
+            for job in jobs(bench, rates, settings, seed, folder)
+        ),
+    ]
 
 
 def _speed(bench: Bench) -> float:

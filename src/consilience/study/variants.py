@@ -23,14 +23,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "block 4": {"objective": "block", "options": {"size": 4}, "figures": ("dial",)},
     "block 16": {"objective": "block", "options": {"size": 16}, "figures": ("dial",)},
     "block flow 4": {"objective": "block", "options": {"size": 4, "noise": "gaussian"}, "figures": ("dial",)},
-    "block flow 16": {"objective": "block", "options": {"size": 16, "noise": "gaussian"}, "figures": ("dial",)},
+    "block flow 16": {
+        "objective": "block",
+        "options": {"size": 16, "noise": "gaussian"},
+        "figures": ("dial",),
+    },
     # Orders of tokens with addresses.
     "reversed": {"objective": "next-token", "options": {"order": "reversed"}, "figures": ("orders",)},
     "centre out": {"objective": "next-token", "options": {"order": "centre-out"}, "figures": ("orders",)},
     "genome order": {"objective": "next-token", "tokenizer": {"order": "vocabulary"}, "figures": ("orders",)},
     # The transpose: the rank is the address and the gene is the content.
     "ranks": {"objective": "next-token", "tokenizer": {"view": "ranks"}, "figures": ("table",)},
-    "ranks, address-only": {"objective": "address-only", "tokenizer": {"view": "ranks"}, "figures": ("floor",)},
+    "ranks, address-only": {
+        "objective": "address-only",
+        "tokenizer": {"view": "ranks"},
+        "figures": ("floor",),
+    },
     # Other spellings of one molecule.
     "randomised": {"objective": "next-token", "tokenizer": {"form": "randomised"}, "figures": ("orders",)},
     # Orders of points.
@@ -40,7 +48,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # Heads for real-valued content.
     "next-token, mixture": {"objective": "next-token", "options": {"head": "mixture"}, "figures": ("heads",)},
     "next-token, flow": {"objective": "next-token", "options": {"head": "flow"}, "figures": ("heads",)},
-    "address-only, mixture": {"objective": "address-only", "options": {"head": "mixture"}, "figures": ("floor",)},
+    "address-only, mixture": {
+        "objective": "address-only",
+        "options": {"head": "mixture"},
+        "figures": ("floor",),
+    },
 }
 
 

@@ -45,7 +45,10 @@ def run_jobs(
     steps: Any = context.Queue()
     threads = max(1, torch.get_num_threads() // processes)
     pool = ProcessPoolExecutor(
-        min(processes, max(len(jobs), 1)), context, initializer=_start_worker, initargs=(bench, steps, threads)
+        min(processes, max(len(jobs), 1)),
+        context,
+        initializer=_start_worker,
+        initargs=(bench, steps, threads),
     )
     try:
         waiting = {pool.submit(_in_worker, number, job): job for number, job in enumerate(jobs)}
