@@ -73,7 +73,7 @@ PLATES: Sequence[Plate] = (
         name="dial",
         title="The dial between next-token and denoising",
         draw=dial.draw,
-        asked=_shows("dial"),
+        asked=_shows("dial", 3),
         caption=(
             "Blocks of b tokens, each predicted from the blocks before it: b = 1 is next-token, b = N (dotted) "
             "masked diffusion or denoising. Left: captured dependence, likelihoods and bounds only. Right: the first "
@@ -134,7 +134,7 @@ PLATES: Sequence[Plate] = (
         caption=(
             "Agreement of the ten nearest neighbours of the same test records in two representations (first seed), "
             "calibrated: 0 is that of shuffled records, 1 identical neighbours. Filled where it is above the null, "
-            "p < 0.05 by permutation after Holm's correction over all pairs of the report; hollow otherwise. "
+            "p < 0.05 by permutation after Holm's correction over the pairs of a science; hollow otherwise. "
             "Sciences share no records, so there is no such number between them. It does not say that what is shared "
             "is useful: any two representations that keep the size of a record agree in part."
         ),
