@@ -35,7 +35,9 @@ class StepCost:
     scored: float
 
 
-def step_cost(model: FoundationModel, batches: Iterable[tuple[str, TokenBatch]], *, seed: int = 0) -> StepCost:
+def step_cost(
+    model: FoundationModel, batches: Iterable[tuple[str, TokenBatch]], *, seed: int = 0
+) -> StepCost:
     """Count the steps on these (science, tokens) batches; weights and gradients stay as they were."""
     was_training = model.training
     model.train()
@@ -59,7 +61,9 @@ def step_cost(model: FoundationModel, batches: Iterable[tuple[str, TokenBatch]],
     model.train(was_training)
     if not steps:
         raise ValueError("step_cost needs at least one batch")
-    return StepCost(flops=flops / steps, samples=samples / steps, tokens=tokens / steps, scored=scored / steps)
+    return StepCost(
+        flops=flops / steps, samples=samples / steps, tokens=tokens / steps, scored=scored / steps
+    )
 
 
 @contextmanager

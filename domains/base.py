@@ -58,7 +58,7 @@ class QuickPreset:
     """What `study --preset quick` does with this science's bundled data.
 
     Args:
-        objectives: the objectives compared, in the order of the table.
+        objectives: what is compared, in the order of the table: objectives, or variants of `study.variants`.
         records: at most this many records, drawn with a fixed seed; None = all.
         tokenizer: options of the tokenizer.
         tasks: names of the tasks shown; empty = the first.

@@ -30,7 +30,7 @@ class CellsDomain(Domain):
     # The 160 most variable genes tell the bundled cell types apart as well as all 765 do (PCA + logistic
     # regression). A cell expresses 94 of them on average, so that no cell is cut and training sees most zeros.
     quick: ClassVar[QuickPreset] = QuickPreset(
-        objectives=("next-token", "masked", "masked-diffusion"),
+        objectives=("next-token", "masked", "masked-diffusion", "block 16", "address-only"),
         tokenizer={"max_vocabulary": 160, "max_genes": 160},
         tasks=("cell type",),
     )

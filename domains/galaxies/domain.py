@@ -30,7 +30,7 @@ class Galaxies(Domain):
     suffixes: ClassVar[tuple[str, ...]] = (".fits", ".fit", ".fits.gz", ".npz", ".h5", ".hdf5", ".parquet")
     classical: ClassVar[int] = 2
     quick: ClassVar[QuickPreset] = QuickPreset(
-        objectives=("next-token", "masked", "denoising"),
+        objectives=("next-token", "masked", "denoising", "reversed", "address-only"),
         records=2000,
         tokenizer={"patch_size": 32},
         tasks=("redshift",),

@@ -29,7 +29,7 @@ class MoleculesDomain(Domain):
     text_records: ClassVar[bool] = True
     classical: ClassVar[int] = 2
     quick: ClassVar[QuickPreset] = QuickPreset(
-        objectives=("next-token", "masked", "masked-diffusion"),
+        objectives=("next-token", "masked", "masked-diffusion", "block 4", "reversed", "address-only"),
         tokenizer={"max_length": 96},
         tasks=("logP", "TPSA"),
     )

@@ -132,7 +132,10 @@ def test_tables_hold_every_family_of_outcome(study: Study, tmp_path: Path) -> No
     assert losses.loc["next-token", "captured"] == pytest.approx(gain)
     assert set(tables.orders["order"]) == {"next-token", "reversed"}
     assert tables.orders["excess"].min() == pytest.approx(0)
-    assert set(tables.dial["row"]) == {"next-token", "block 4", "denoising"}
+    assert set(tables.dial["row"]) == {"next-token", "block 4"}
+    pairs = tables.pairs.set_index(["first", "second"])
+    assert pairs.loc[("masked", "next-token"), "low"] <= pairs.loc[("masked", "next-token"), "difference"]
+    assert "address-only" not in set(tables.pairs["first"]) | set(tables.pairs["second"])
     assert len(tables.erasure) and len(tables.gaussian)
     assert len(tables.alignment)
     tables.write(tmp_path)

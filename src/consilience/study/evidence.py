@@ -1,4 +1,4 @@
-"""What the jobs of a study left behind, paired: predictions of all rows on the same test records, nats on the same records."""
+"""What the jobs of a study left behind, paired: predictions and nats of all rows on the same test records."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,10 +98,11 @@ def family(variant: Variant) -> str:
 
 def floor_of(setting: Setting, variant: Variant) -> Variant | None:
     """The address-only variant with the same tokens and likelihood; None where the study has none."""
+    families = {family(variant), "mixture" if family(variant) == "flow" else family(variant)}
     for other in setting.variants:
-        if other.objective == "address-only" and dict(other.tokenizer) == dict(_layout(variant)):
-            if family(other) == family(variant) or (family(variant) == "flow" and family(other) == "mixture"):
-                return other
+        same_tokens = dict(other.tokenizer) == dict(_layout(variant))
+        if other.objective == "address-only" and same_tokens and family(other) in families:
+            return other
     return None
 
 

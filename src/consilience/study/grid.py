@@ -234,7 +234,8 @@ def _seeded_baselines(bench: Bench, setting: Setting, seed: int, folder: Path) -
     first = setting.variants[0]
     jobs = [
         Job(work="random-init", setting=setting, row="random-init core", seed=seed, variant=first,
-            key=key_of(prepared, "random-init", preset.core, tasks, first.identity, seed), path=base / f"random-init-{seed}.json")
+            key=key_of(prepared, "random-init", preset.core, tasks, first.identity, seed),
+            path=base / f"random-init-{seed}.json")
     ]  # fmt: skip
     if preset.supervised:
         training = replace(preset.training, seed=seed)

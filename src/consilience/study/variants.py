@@ -57,5 +57,5 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def variants(*names: str) -> tuple[Variant, ...]:
-    """Variants by name."""
-    return tuple(Variant(name=name, **VARIANTS[name]) for name in names)
+    """Variants by name; a name that is not in the table is that of an objective, with its defaults."""
+    return tuple(Variant(name=name, **VARIANTS.get(name, {"objective": name})) for name in names)
