@@ -105,6 +105,7 @@ def planted(preset: StudyPreset, *, half: float = 0.02, seeds: int = 3, classica
     trained = list(dict.fromkeys(line["row"] for line in scores if line["role"] == "pre-trained"))
     return Tables(
         scores=pd.DataFrame(scores),
+        pairs=pd.DataFrame(),
         losses=pd.DataFrame(losses),
         summary=pd.DataFrame([{"row": row, "tasks": 4, "iqm": VALUES.get(row, 0.7), "low": 0.6, "high": 0.9,
                                "p_best": 1 / len(trained)} for row in ("random-init core", *trained)]),
@@ -418,6 +419,35 @@ def test_questions_answer_planted_effects(tables: Tables) -> None:
         "Q12": "undecided: interval includes 0",
     }  # fmt: skip
     assert {name: verdict[name] for name in expected} == expected
+
+
+def test_a_paired_difference_decides_whichever_way_round_it_stands(tables: Tables) -> None:
+    """Two rows on the same test groups: a small difference that unpaired intervals leave open."""
+
+    def verdict(**changes: object) -> str:
+        found = questions(replace(tables, **changes)).set_index("question")  # type: ignore[arg-type]
+        return str(found.loc["Q11 randomised strings", "verdict"])
+
+    near = tables.scores.copy()
+    molecules = near["setting"] == "molecules"
+    near.loc[molecules & (near["row"] == "randomised"), ["score", "low", "high"]] = (0.702, 0.6, 0.8)
+    near.loc[molecules & (near["row"] == "next-token"), ["score", "low", "high"]] = (0.700, 0.6, 0.8)
+    assert verdict(scores=near).startswith("undecided")
+    task = near[molecules]["task"].iloc[0]
+    line = {"setting": "molecules", "task": task, "p": 0.01, "p_holm": 0.02}
+    ahead = {
+        **line,
+        "first": "randomised",
+        "second": "next-token",
+        "difference": 0.002,
+        "low": 0.001,
+        "high": 0.003,
+    }
+    turned = {
+        **line, "first": "next-token", "second": "randomised", "difference": -0.002, "low": -0.003, "high": -0.001
+    }  # fmt: skip
+    for pair in (ahead, turned):
+        assert verdict(scores=near, pairs=pd.DataFrame([pair])) == "as expected"
 
 
 def test_questions_change_with_the_tables(preset: StudyPreset, tables: Tables) -> None:

@@ -1,6 +1,8 @@
 """Twelve expectations from the literature, each answered from the tables of the study where it can be.
 
-Two rows of a study are compared by `effects.apart`, which ignores that they share test groups: it errs to "undecided".
+Two rows of a study are compared on the same draws of test groups and seeds where the tables hold the pair, else by
+`effects.apart`, which ignores what they share and errs to "undecided". These intervals are not corrected for the number
+of questions.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -189,7 +191,7 @@ def _random_rate(tables: Tables) -> Answer:
         if not fixed or (*place, "masked") not in _scores(tables):
             continue
         best = max(fixed, key=lambda row: _scores(tables)[(*place, row)][0])
-        effects[f"{', '.join(place)} (over {best})"] = apart(
+        effects[f"{', '.join(place)} (over {best})"] = _paired(tables, place, "masked", best) or apart(
             _scores(tables)[(*place, "masked")], _scores(tables)[(*place, best)]
         )
     return _judge(effects)
@@ -259,11 +261,27 @@ def _score_gaps(tables: Tables, first: str, second: str, *, domain: str | None =
     """Score of one row minus that of another, a line a (setting, task) that has both."""
     scores = _scores(tables)
     return {
-        ", ".join(place): apart(scores[(*place, first)], scores[(*place, second)])
+        ", ".join(place): _paired(tables, place, first, second)
+        or apart(scores[(*place, first)], scores[(*place, second)])
         for place in _places(tables)
         if (*place, first) in scores and (*place, second) in scores
         if domain is None or _domain(tables, place[0]) == domain
     }
+
+
+def _paired(tables: Tables, place: tuple[str, str], first: str, second: str) -> Effect | None:
+    """The paired difference of two rows, whichever way round the table holds it."""
+    table = tables.pairs
+    if table.empty:
+        return None
+    here = table[(table["setting"] == place[0]) & (table["task"] == place[1])]
+    for one, other, sign in ((first, second, 1.0), (second, first, -1.0)):
+        found = here[(here["first"] == one) & (here["second"] == other)]
+        if len(found):
+            line = found.iloc[0]
+            ends = sorted((sign * float(line["low"]), sign * float(line["high"])))
+            return Effect(value=sign * float(line["difference"]), low=ends[0], high=ends[1])
+    return None
 
 
 def _loss_gaps(tables: Tables, first: str, second: str) -> dict[str, Effect]:
