@@ -8,7 +8,7 @@ channel: with H_r the mean uncertainty of a token when every other one is kept w
 
 and above the area lies the total correlation N (H_1 - area), below it the dual total correlation N (area - H_0).
 Denoising is a Gaussian channel, whose area is over the signal-to-noise ratio (`gaussian_profile`). The erasure
-curve also says what it costs to reveal many tokens at once (`parallel_unmasking_gap`).
+curve also says what it costs to reveal many tokens at once (`core.unmasking_cost`).
 
 Given tokens are conditioned on and never count; lengths and addresses are conditioned on as well. With N_b
 predictable tokens in sample b, numbers per token are sums over samples divided by the sum of N_b (token-weighted), and
@@ -16,7 +16,7 @@ numbers per sample are means over samples. Standard errors take samples as indep
 as not: that of a ratio is its linearisation (the infinitesimal jackknife).
 
     >>> profile = erasure_profile(model.predictor(), tokens, seed=0)
-    >>> profile.entropy, profile.total_correlation, steps_needed(profile, 40, 0.1)
+    >>> profile.entropy, profile.total_correlation
 """
 
 import math
@@ -27,8 +27,6 @@ from typing import Literal
 import numpy as np
 import torch
 from scipy.integrate import trapezoid
-from scipy.interpolate import PchipInterpolator
-from scipy.optimize import nnls
 from torch import Tensor
 
 from consilience.core.batch import TokenBatch
@@ -335,31 +333,6 @@ def exact_gaussian(source: Source, log_snr: np.ndarray) -> np.ndarray:
     return np.array([source.mmse(math.exp(log_g)) for log_g in log_snr])
 
 
-def parallel_unmasking_gap(profile: ErasureProfile, n_tokens: int, steps: int) -> float:
-    """What it costs to reveal n tokens in a random order in k equal steps, nats per sample.
-
-    Tokens of one step are drawn independently given those before. A step of m tokens that starts with j known
-    ones costs the KL divergence sum over i of H(x_i | known) - H(x_step | known). With Z_j = H(x_i | j random
-    others), averaged over orders, that is m Z_j - (Z_j + ... + Z_{j+m-1}): the area between the level at the start of
-    the step and the curve (Chen, Cong and Li 2025, arXiv:2511.04647; Lavenant and Zanella 2025, arXiv:2510.25544).
-    One step costs the total correlation, n steps nothing.
-
-    It is the cost of a perfect model with these curves, averaged over orders; what the model lacks comes on top.
-    """
-    if not 1 <= steps <= n_tokens:
-        raise ConsilienceError(f"steps must lie in 1..{n_tokens} for {n_tokens} tokens, not {steps}")
-    return _gap(_unmasking_curve(profile, n_tokens), steps)
-
-
-def steps_needed(profile: ErasureProfile, n_tokens: int, tolerance_nats: float) -> int:
-    """The fewest equal steps whose `parallel_unmasking_gap` is within the tolerance, nats per sample."""
-    if n_tokens < 1 or tolerance_nats < 0:
-        raise ConsilienceError(f"no steps for {n_tokens} tokens within {tolerance_nats} nats")
-    curve = _unmasking_curve(profile, n_tokens)
-    rounding = 1e-9  # n steps cost nothing, but for the last digit
-    return next(k for k in range(1, n_tokens + 1) if _gap(curve, k) <= tolerance_nats + rounding)
-
-
 def captured_dependence(marginal_nats: float, model_nats: float, tokens: int) -> float:
     """Total correlation that a model has captured, nats per token: (marginal - model) / tokens.
 
@@ -379,49 +352,10 @@ def paired_captured_dependence(
     return _ratio(np.asarray(marginal_nats) - np.asarray(model_nats), np.asarray(tokens))
 
 
-def _unmasking_curve(profile: ErasureProfile, n: int) -> np.ndarray:
-    """(n,) Z_j, the uncertainty of a token when j random others of n are known, from H_r.
-
-    H_r is the mean of Z_j over j ~ Binomial(n - 1, 1 - r), and its area is the plain mean of Z. Knots of Z at
-    the rates, a line between them, are fitted to the curve, its area and its ends so that Z never rises:
-    information cannot hurt. A smooth monotone curve then runs through the knots. With as many knots as tokens
-    it is exact.
-    """
-    curve, area = profile.curve, profile.entropy.value
-    if n == 1:
-        return curve[-1:]
-    knots = np.unique(np.round((n - 1) * (1 - profile.rates)).astype(int))
-    # Column k: what the curve gains over H_0 by one nat of fall between knots k and k + 1.
-    falling = np.tri(len(knots), len(knots) - 1, -1) == 0
-    lines = np.stack([np.interp(np.arange(n), knots, column.astype(float)) for column in falling.T], axis=1)
-    kept = _binomial(torch.full(curve.shape, n - 1), torch.from_numpy(1 - profile.rates)).numpy()
-    rows = np.concatenate([kept @ lines, lines.mean(0, keepdims=True)])
-    wanted = np.append(curve, area) - curve[0]
-    trust = np.ones(len(wanted))
-    trust[[-2, -1]] = 1e3  # H_1 and the area are kept, so that one step costs the total correlation
-    falls, _ = nnls(rows * trust[:, None], wanted * trust)
-    fitted = curve[0] + lines[knots] @ falls
-    return PchipInterpolator(knots, fitted)(np.arange(n))
-
-
-def _gap(curve: np.ndarray, steps: int) -> float:
-    """Steps as `core.samplers.unmasking` takes them."""
-    bounds = len(curve) * np.arange(steps + 1) // steps
-    return float((np.diff(bounds) * curve[bounds[:-1]]).sum() - curve.sum())
-
-
-def _binomial(total: Tensor, p: Tensor) -> Tensor:
-    """(S, most + 1) float64, probabilities of 0, 1, ... successes in `total` (S,) trials of probability p (S,)."""
-    successes = torch.arange(int(total.max()) + 1)
-    law = torch.distributions.Binomial(total.double()[:, None], p.double()[:, None])
-    possible = successes <= total[:, None]
-    return law.log_prob(torch.minimum(successes, total[:, None]).double()).exp() * possible
-
-
 def _hidden_counts(count: Tensor, rate: float, generator: torch.Generator) -> Tensor:
     """(B,) 1 + Binomial(N_b - 1, rate), at most N_b: by inverting the distribution at stratified numbers."""
     sizes, size = torch.unique(count, return_inverse=True)
-    below = _binomial((sizes - 1).clamp_min(0), torch.full(sizes.shape, rate)).cumsum(1)
+    below = binomial((sizes - 1).clamp_min(0), torch.full(sizes.shape, rate)).cumsum(1)
     level = stratified(len(count), generator, count.device)[:, None]
     return torch.minimum(1 + (below[size] <= level).sum(1), count)
 
@@ -467,3 +401,11 @@ def _ratio(values: np.ndarray, counts: np.ndarray) -> Estimate:
     rest, n = values - value * counts, len(values)
     error = math.sqrt(n / (n - 1) * np.square(rest).sum()) / counts.sum() if n > 1 else math.nan
     return Estimate(value=float(value), error=float(error))
+
+
+def binomial(total: Tensor, p: Tensor) -> Tensor:
+    """(S, most + 1) float64, probabilities of 0, 1, ... successes in `total` (S,) trials of probability p (S,)."""
+    successes = torch.arange(int(total.max()) + 1)
+    law = torch.distributions.Binomial(total.double()[:, None], p.double()[:, None])
+    possible = successes <= total[:, None]
+    return law.log_prob(torch.minimum(successes, total[:, None]).double()).exp() * possible

@@ -20,13 +20,12 @@ from consilience.core.information import (
     exact_gaussian,
     gaussian_profile,
     paired_captured_dependence,
-    parallel_unmasking_gap,
     profiled_by,
-    steps_needed,
 )
 from consilience.core.objectives import Denoising, Masked, MaskedDiffusion, NextToken
 from consilience.core.oracle import Oracle
 from consilience.core.synthetic import GaussianAR1, MarkovChain, Source
+from consilience.core.unmasking_cost import parallel_unmasking_gap, steps_needed
 
 CHAIN, AR1 = MarkovChain(), GaussianAR1(mean=3.0, spread=2.0)
 SOURCES = pytest.mark.parametrize("source", [CHAIN, AR1], ids=lambda source: source.name)

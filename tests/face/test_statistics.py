@@ -10,11 +10,11 @@ from scipy import stats
 
 from consilience.core.errors import ConsilienceError
 from consilience.domains.metrics import bootstrap
+from consilience.study.relations import crossover, rank_correlation
 from consilience.study.statistics import (
     Predictions,
     bootstrap_scores,
     compare,
-    crossover,
     holm,
     interquartile_mean,
     interquartile_mean_of_runs,
@@ -24,7 +24,6 @@ from consilience.study.statistics import (
     point_scores,
     probability_best,
     probability_of_improvement,
-    rank_correlation,
     seed_scores,
 )
 

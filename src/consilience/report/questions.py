@@ -16,7 +16,7 @@ from consilience.report.figures.common import group
 from consilience.report.figures.crossover import crossing_epochs, likelihoods
 from consilience.report.tables import over
 from consilience.study.analysis import Tables
-from consilience.study.statistics import rank_correlation
+from consilience.study.relations import rank_correlation
 
 YES, NO = "as expected", "not as expected"
 OPEN, MIXED = "undecided: interval includes 0", "as expected in some settings, not in others"

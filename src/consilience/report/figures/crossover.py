@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from consilience.report.figures.common import PALE, SOFT, label_points, panels, row_colour
 from consilience.study.analysis import Tables
 from consilience.study.plan import StudyPreset
-from consilience.study.statistics import crossover as crossing
+from consilience.study.relations import crossover as crossing
 
 
 def likelihoods(tables: Tables) -> pd.DataFrame:

@@ -7,7 +7,8 @@ import pandas as pd
 
 from consilience.study.analysis.intervals import nats_draws
 from consilience.study.evidence import Evidence, floor_of, nats_of
-from consilience.study.statistics import interval, rank_correlation
+from consilience.study.relations import rank_correlation
+from consilience.study.statistics import interval
 
 if TYPE_CHECKING:
     from consilience.study.runner import Study
