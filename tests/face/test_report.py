@@ -178,6 +178,7 @@ def fake_study(preset: StudyPreset, folder: Path, *, figure: Figure | None = Non
         for s in preset.settings for v in s.variants
     )  # fmt: skip
     return SimpleNamespace(
+        unfinished=0, jobs=(),
         preset=preset, folder=folder, seconds=1.0, results=results, prepared={s.name: part for s in preset.settings},
         run_folder=lambda *_: folder,
     )  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 from consilience.core.errors import ConsilienceError
 from consilience.core.training_config import TrainingConfig
 from consilience.core.transformer import CoreConfig
+from consilience.report import write_report
 from consilience.study import Setting, StudyPreset, cell, run_study, workers
 from consilience.study.analysis import analyse
 from consilience.study.evidence import Evidence, floor_of
@@ -157,6 +158,16 @@ def test_a_finished_study_is_not_computed_again(
     monkeypatch.setattr(workers, "run_job", refuse)
     again = compute(TINY, folder, processes=1, progress=False)
     assert [r.key for r in again.results] == [r.key for r in study.results]
+
+
+def test_a_report_before_the_end_says_so(tmp_path: Path) -> None:
+    small = tiny(
+        seeds=1, learning_rates=(), profile=(), settings=(replace(GALAXIES, variants=variants("masked")),)
+    )
+    nothing = compute(small, tmp_path, processes=0, progress=False)
+    assert nothing.results == () and nothing.unfinished == len(nothing.jobs) == 7
+    page = write_report(nothing).read_text()
+    assert "not finished: 7 of 7 jobs" in page
 
 
 def test_a_study_goes_on_where_it_was_killed(

@@ -21,6 +21,7 @@ def study(
     steps: int | None = None,
     jobs: int | None = None,
     dry_run: bool = False,
+    report_only: bool = False,
     progress: bool = True,
 ) -> Path:
     """Run the grid of sciences x objectives x seeds with its baselines, and write the report.
@@ -35,6 +36,7 @@ def study(
         steps: other than the preset's.
         jobs: how many runs at a time; default: one for each CPU core, or one on a GPU.
         dry_run: print the grid with its cost and run nothing.
+        report_only: run nothing; report what is finished so far.
         progress: show a bar with the rate and the time left.
 
     Returns:
@@ -56,6 +58,7 @@ def study(
         objectives=objectives,
         steps=steps,
         jobs=jobs,
+        report_only=report_only,
         progress=progress,
     )
 
@@ -72,6 +75,7 @@ def new_parser() -> CommandParser:
     parser.option("--steps", type=int | None, metavar="N")
     parser.option("--jobs", type=int | None, metavar="N")
     parser.option("--dry-run", action="store_true")
+    parser.option("--report-only", action="store_true")
     return parser
 
 

@@ -53,6 +53,7 @@ def write_report(study: "Study", tables: Tables | None = None) -> Path:
     asked.to_csv(study.folder / "tables" / "questions.csv", index=False)
     sections = [
         _heading(study.preset),
+        _unfinished(study),
         _verdicts(tables),
         score_section(tables, study.preset),
         budget_section(tables),
@@ -89,6 +90,16 @@ def _heading(preset: StudyPreset) -> str:
         "the answers may differ: how much of the data does its likelihood capture, and what do its embeddings "
         "know, beside classical baselines that get the same probes, on groups that training never saw.</p>"
         f"<p class='note'>This is the preset <b>{escape(preset.name)}</b>: {escape(preset.note)}</p>"
+    )
+
+
+def _unfinished(study: "Study") -> str:
+    """What a report before the end does not hold."""
+    if not study.unfinished:
+        return ""
+    return (
+        f"<p class='lose'>This study is not finished: {study.unfinished} of {len(study.jobs)} jobs have no result yet. "
+        "Rows may stand on fewer seeds than the preset's; the table of scores says on how many.</p>"
     )
 
 

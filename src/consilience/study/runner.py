@@ -37,11 +37,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A finished study: what was asked, what came out, and on what data."""
+    """A study: what was asked, what came out, on what data, and how many jobs have no result yet."""
 
     preset: StudyPreset
     results: tuple[Result, ...]
     jobs: tuple[Job, ...]
+    unfinished: int
     bench: Bench
     folder: Path
     seconds: float
@@ -70,6 +71,7 @@ def run_study(
     objectives: list[str] | None = None,
     steps: int | None = None,
     jobs: int | None = None,
+    report_only: bool = False,
     progress: bool = True,
 ) -> Path:
     """Run a study and write its report; a study that was stopped goes on where it stopped.
@@ -83,13 +85,14 @@ def run_study(
         objectives: only these variants or objectives.
         steps: other than the preset's.
         jobs: how many runs at a time; default: one per CPU core, or one on a GPU.
+        report_only: run nothing; report what is finished so far.
         progress: show a bar.
 
     Returns:
         The path of `report.html`.
     """
     chosen = chosen_preset(preset, seeds=seeds, settings=settings, objectives=objectives, steps=steps)
-    study = compute(chosen, out, data=data, processes=jobs, progress=progress)
+    study = compute(chosen, out, data=data, processes=0 if report_only else jobs, progress=progress)
     from consilience.report import print_table, write_report
 
     path = write_report(study)
@@ -147,7 +150,15 @@ def compute(
     processes: int | None = None,
     progress: bool = True,
 ) -> Study:
-    """All jobs of a study, stage by stage; finished ones are read from the folder."""
+    """All jobs of a study, stage by stage; finished ones are read from the folder.
+
+    Args:
+        preset: what is asked.
+        folder: of the study.
+        data: the folder of optional data sets.
+        processes: how many at a time; 0 runs nothing and gives what is finished.
+        progress: show a bar.
+    """
     begin = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     workers = processes if processes is not None else default_processes()
@@ -167,6 +178,7 @@ def compute(
         preset=preset,
         results=tuple(stages.results),
         jobs=tuple(stages.jobs),
+        unfinished=len(stages.jobs) - len(stages.results),
         bench=bench,
         folder=folder,
         seconds=time.perf_counter() - begin,
@@ -200,7 +212,8 @@ class _Stages:
             self.bar.update(self.task, completed=sum(done.values()), note=note)
 
         places = {job.key: job.path for job in jobs}
-        for computed in run_jobs(waiting, self.bench, processes=self.workers, on_step=on_step):
+        todo = waiting if self.workers else []
+        for computed in run_jobs(todo, self.bench, processes=self.workers, on_step=on_step):
             found[places[computed.key]] = computed
         self.jobs += jobs
         results = [result for job in jobs if (result := found[job.path]) is not None]
