@@ -1,6 +1,7 @@
 """The study: complete, matched in cost, resumable, honest about failures."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -212,6 +213,20 @@ def test_several_processes_give_the_same_numbers(study: Study, tmp_path: Path) -
         assert (one.row, one.key) == (two.row, two.key)
         for a, b in zip(one.scores, two.scores, strict=True):
             assert a.value == pytest.approx(b.value, abs=1e-4)
+
+
+def test_workers_share_out_the_cards(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    import multiprocessing
+
+    monkeypatch.setattr(workers, "_worker", {})
+    monkeypatch.setattr(workers, "_leave_with_parent", lambda parent: None)
+    monkeypatch.setattr(workers.torch, "set_num_threads", lambda _: None)
+    started, seen = multiprocessing.Value("i", 0), []
+    for _ in range(3):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+        workers._start_worker(study.bench, None, 1, started, ["2", "5"])
+        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert seen == ["2", "5", "2"]
 
 
 def test_a_failed_job_is_reported_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,8 +56,13 @@ class Bench:
         """The tasks that are read out."""
         prepared = self.of(setting)
         tasks = prepared.domain.tasks(prepared.collection)
-        chosen = [task for task in tasks if task.name in setting.tasks]
-        return chosen or tasks[:1]
+        known = {task.name: task for task in tasks}
+        unknown = [name for name in setting.tasks if name not in known]
+        if unknown:
+            raise ConsilienceError(
+                f"setting {setting.name} asks for the task '{unknown[0]}'; its data have: {', '.join(known)}"
+            )
+        return [known[name] for name in setting.tasks] or tasks[:1]
 
 
 def tokenizer_key(setting: Setting, variant: Variant | None) -> str:

@@ -275,13 +275,15 @@ def _speed(bench: Bench) -> float:
 
 
 def default_processes() -> int:
-    """One process per CPU core, at most four; a single one where a GPU does the work.
+    """One process per GPU, or without any per CPU core, at most four.
 
-    Also a single one where Python was started without a file (a script piped in): new processes could not start.
+    A single one where Python was started without a file (a script piped in): new processes could not start.
     """
     script = getattr(sys.modules["__main__"], "__file__", None)
-    if torch.cuda.is_available() or (script is not None and not Path(script).exists()):
+    if script is not None and not Path(script).exists():
         return 1
+    if torch.cuda.is_available():
+        return torch.cuda.device_count()
     return min(usable_cpus(), 4)
 
 

@@ -44,11 +44,12 @@ def run_jobs(
     context = multiprocessing.get_context("spawn")
     steps: Any = context.Queue()
     threads = max(1, torch.get_num_threads() // processes)
+    first = (context.Value("i", 0), visible_cards())
     pool = ProcessPoolExecutor(
         min(processes, max(len(jobs), 1)),
         context,
         initializer=_start_worker,
-        initargs=(bench, steps, threads),
+        initargs=(bench, steps, threads, *first),
     )
     try:
         waiting = {pool.submit(_in_worker, number, job): job for number, job in enumerate(jobs)}
@@ -91,7 +92,19 @@ def _while_listening(
             yield finished.result()
 
 
-def _start_worker(bench: Bench, steps: Any, threads: int) -> None:
+def visible_cards() -> list[str]:
+    """The GPUs of this process, by the names that CUDA_VISIBLE_DEVICES takes."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not torch.cuda.is_available():
+        return []
+    return named.split(",") if named else [str(card) for card in range(torch.cuda.device_count())]
+
+
+def _start_worker(bench: Bench, steps: Any, threads: int, started: Any, cards: Sequence[str]) -> None:
+    with started.get_lock():
+        number, started.value = started.value, started.value + 1
+    if cards:  # before anything touches a GPU: each worker sees one card, and takes it for the first
+        os.environ["CUDA_VISIBLE_DEVICES"] = cards[number % len(cards)]
     torch.set_num_threads(threads)
     threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
     _worker.update(bench=bench, steps=steps)
