@@ -121,7 +121,7 @@ def standard() -> StudyPreset:
         ),
         settings=main + more,
         seeds=3,
-        learning_rates=(2e-3, 4e-3, 8e-3),
+        learning_rates=(2e-3, 4e-3, 8e-3, 16e-3),
         profile=("masked", "masked-diffusion", "denoising"),
         sharing=("next-token", "masked"),
         transfer="masked",
