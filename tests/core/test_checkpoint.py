@@ -65,7 +65,7 @@ def test_the_folder_holds_what_it_says_and_no_pickle(saved):
         assert path.stat().st_mode & 0o777 == (saved / "config.json").stat().st_mode & 0o777
     config = json.loads((saved / "config.json").read_text())
     assert config["core"]["width"] == 32
-    assert config["objective"]["options"] == {"order": "natural"}
+    assert config["objective"]["options"] == {"head": "gaussian", "order": "natural"}
     assert config["provenance"] == {"data": "synthetic", "seed": 0}
     assert set(config["versions"]) >= {"torch", "consilience"}
     card = (saved / "README.md").read_text()

@@ -91,7 +91,7 @@ def test_embed_a_collection_and_layers(trained, files) -> None:
     with pytest.raises(ConsilienceError, match="layer must be -1"):
         consilience.embed(trained, collection, layer=2)
     with pytest.raises(ConsilienceError, match="unknown pool"):
-        consilience.embed(trained, collection, pool="max")
+        consilience.embed(trained, collection, pool="median")
 
 
 def test_resume_must_be_asked_with_the_same_settings(trained, files) -> None:

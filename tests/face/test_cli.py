@@ -240,9 +240,9 @@ def test_study_passes_its_options_on(monkeypatch, tmp_path, command) -> None:
         return out / "report.html"
 
     monkeypatch.setattr(consilience.study, "run_study", run_study)
-    shown = command("study", "--out", tmp_path, "--seeds", 1, "--domains", "cells", "points", "--steps", 5)
+    shown = command("study", "--out", tmp_path, "--seeds", 1, "--settings", "cells", "points", "--steps", 5)
     assert shown.code == 0 and str(tmp_path / "report.html") in shown.out
-    assert asked["preset"] == "quick" and asked["domains"] == ["cells", "points"] and asked["steps"] == 5
+    assert asked["preset"] == "quick" and asked["settings"] == ["cells", "points"] and asked["steps"] == 5
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

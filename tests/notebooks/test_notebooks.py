@@ -8,7 +8,7 @@ import pytest
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
-NAMES = ("cells", "galaxies", "molecules", "points")
+NAMES = ("cells", "galaxies", "molecules", "points", "what_is_next_token")
 
 
 def read(name: str) -> nbformat.NotebookNode:
