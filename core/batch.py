@@ -45,6 +45,8 @@ class TokenSpec:
             coordinates are the noisy content); tokens with hidden content stand at the origin.
         pairwise_bias: attention gets a bias from distances between the first three values or coordinates.
         weighted: batches carry an inverse variance per value.
+        invariant: the first three values are a place in space of which the core sees distances alone (`core.geometry`):
+            states do not change under rotation, translation and reflection, and places can be denoised only.
         constrained: values obey a constraint (the points of a centred cloud sum to zero), so that their density
             is degenerate and no loss on them is a likelihood, whatever the objective.
     """
@@ -64,6 +66,7 @@ class TokenSpec:
     value_scale: float = 1.0
     rotary_from_values: bool = False
     pairwise_bias: bool = False
+    invariant: bool = False
     weighted: bool = False
     constrained: bool = False
 
@@ -80,6 +83,13 @@ class TokenSpec:
             )
         if not 0 < self.periods[0] < self.periods[1] or not 0 < self.value_periods[0] < self.value_periods[1]:
             raise ConsilienceError(f"{self.name}: periods must be positive and ascending")
+        if self.invariant and (
+            self.channels < 3 or self.coordinates or self.weighted or self.counts or self.pairwise_bias
+        ):
+            raise ConsilienceError(
+                f"{self.name}: invariant tokens need three exact values for their place, and no coordinates, weights, "
+                "counts or pairwise_bias beside them"
+            )
 
     @property
     def counts(self) -> bool:

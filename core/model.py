@@ -111,7 +111,8 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
     def _core_input(self, views: Mapping[str, View]) -> CoreInput:
         ports = [self._port(name) for name in views]
         parts = list(views.values())
-        rows = torch.cat([port.embed(view) for port, view in zip(ports, parts)], dim=1)
+        entered = [port.enter(view) for port, view in zip(ports, parts)]
+        rows = torch.cat([own for own, _ in entered], dim=1)
         real = torch.cat([view.tokens.real for view in parts], dim=1)
         turns = [port.embed.angles(view) for port, view in zip(ports, parts)]
         widths = [view.tokens.width for view in parts]
@@ -120,9 +121,6 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         differ = any(queries is not None for _, queries in turns)
         query_angles = join_angles(asked, widths, rows, self.core_config.head_width) if differ else None
         time, time_index = join_times(parts)
-        biases = [
-            None if port.pair_bias is None else port.pair_bias(view) for port, view in zip(ports, parts)
-        ]
         return CoreInput(
             rows=rows,
             layout=Layout(real, join_patterns([view.pattern for view in parts])),
@@ -130,7 +128,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
             time_index=time_index,
             angles=angles,
             query_angles=query_angles,
-            bias=join_biases(biases, widths, rows, self.core_config.heads),
+            bias=join_biases([bias for _, bias in entered], widths, rows, self.core_config.heads),
         )
 
     def _port(self, name: str) -> Port:
@@ -167,27 +165,39 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         for name, (view, targets) in drawn.items():
             own = states[:, first : first + view.tokens.width]
             first += view.tokens.width
+            port = self._port(name)
+            motion = port.moved(view, own)
             losses[name] = self._loss_of_rows(
-                self._port(name), own[targets.scored], targets.select(), objective
+                port,
+                own[targets.scored],
+                None if motion is None else motion[targets.scored],
+                targets.select(),
+                objective,
             )
         return losses
 
-    def _loss_of_rows(self, port: Port, states: Tensor, scored: Scored, objective: Objective) -> Loss:
+    def _loss_of_rows(
+        self, port: Port, states: Tensor, motion: Tensor | None, scored: Scored, objective: Objective
+    ) -> Loss:
         """Heads and likelihoods of the scored rows; in pieces that are computed again backwards where they are big.
 
         4,096 rows of a vocabulary of 20,000 genes are 330 MB, several times over with their gradients.
         """
 
-        def nats(states: Tensor, scored: Scored) -> Tensor:
-            return sum_fields(port.likelihoods, port.predict(states, scored.address), scored)
+        def nats(states: Tensor, motion: Tensor | None, scored: Scored) -> Tensor:
+            return sum_fields(port.likelihoods, port.predict(states, scored.address, motion), scored)
 
         width = sum(likelihood.parameters for likelihood in port.likelihoods.values())
         rows, count = max(1, HEAD_NUMBERS // width), states.shape[0]
         if count <= rows:
-            return objective.reduce(nats(states, scored), port.likelihoods, scored)
+            return objective.reduce(nats(states, motion, scored), port.likelihoods, scored)
         parts = [
             checkpoint(
-                nats, states[first : first + rows], scored.rows(first, first + rows), use_reentrant=False
+                nats,
+                states[first : first + rows],
+                None if motion is None else motion[first : first + rows],
+                scored.rows(first, first + rows),
+                use_reentrant=False,
             )
             for first in range(0, count, rows)
         ]
@@ -374,7 +384,8 @@ class DomainPredictor:
     def __call__(self, view: View, *, cache: KeyValueCache | None = None) -> dict[Field, Tensor]:
         """Parameters of each likelihood for every row."""
         asked = view.tokens.address if view.ask_address is None else view.ask_address
-        return self.port.predict(self.model.forward({self.domain: view}, cache=cache).final, asked)
+        states = self.model.forward({self.domain: view}, cache=cache).final
+        return self.port.predict(states, asked, self.port.moved(view, states))
 
     def new_cache(self, batch: int, rows: int) -> KeyValueCache:
         """An empty key-value cache."""

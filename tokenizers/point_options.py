@@ -18,6 +18,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "position": ("fourier", "rotary", "both", "none"),
     "align": ("none", "principal"),
     "augment": ("rotate", "none"),
+    "geometry": ("absolute", "invariant"),
 }
 
 
@@ -45,6 +46,9 @@ class PointOptions:
         periods: shortest and longest period of the encodings of places, in units of the training coordinates'
             standard deviation.
         pairwise_bias: attention gets a bias from distances between places.
+        geometry: absolute (coordinates are part of the tokens) or invariant (of points the core sees types and
+            distances alone, and `position`, `slots` and `pairwise_bias` play no part: embeddings do not change under
+            rotation, reflection, translation and reordering, so mirror images look alike; for denoising).
     """
 
     tokens: Literal["points", "patches"] = "points"
@@ -60,6 +64,7 @@ class PointOptions:
     max_points: int = 1024
     periods: tuple[float, float] = (0.5, 16.0)
     pairwise_bias: bool = False
+    geometry: Literal["absolute", "invariant"] = "absolute"
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
@@ -86,11 +91,29 @@ class PointOptions:
                 f"points: position={self.position!r} puts coordinates into the rotation that slots need; "
                 "choose position='fourier' or slots=False"
             )
+        if self.geometry == "invariant":
+            self._check_invariant()
+
+    def _check_invariant(self) -> None:
+        """Raise ConsilienceError for what would give the frame or the order of the points away."""
+        if self.tokens == "patches":
+            raise ConsilienceError(
+                "points: geometry='invariant' sees distances between points; choose tokens='points'"
+            )
+        for name, value in (("slots", bool(self.slots)), ("pairwise_bias", self.pairwise_bias)):
+            if value:
+                raise ConsilienceError(f"points: {name} plays no part under geometry='invariant'; leave it out")
+        if self.position in ("rotary", "both"):
+            raise ConsilienceError(
+                f"points: position={self.position!r} plays no part under geometry='invariant'; leave it out"
+            )
 
     @property
     def has_slots(self) -> bool:
         """Whether tokens carry their number along the order as an address."""
         if self.slots is None:
+            if self.geometry == "invariant":
+                return False
             return self.tokens == "points" and self.position in ("fourier", "none")
         return self.slots
 
@@ -168,7 +191,8 @@ def point_spec(options: PointOptions, state: PointState) -> TokenSpec:
         places = {"coordinates": 3, "rotary_from_values": True, "periods": options.periods}
     elif options.has_slots:
         places = {"coordinates": 1, "position_encoding": "rotary"}
-    fourier = not patches and options.position in ("fourier", "both")
+    invariant = options.geometry == "invariant"
+    fourier = not patches and not invariant and options.position in ("fourier", "both")
     return TokenSpec(
         name="points",
         vocabulary=len(state.types) if by_content else 0,
@@ -179,6 +203,7 @@ def point_spec(options: PointOptions, state: PointState) -> TokenSpec:
         value_periods=options.periods,
         value_scale=state.value_scale,
         pairwise_bias=options.pairwise_bias,
+        invariant=invariant,
         constrained=True,  # centred clouds: the last point follows from the others
         **places,
     )
