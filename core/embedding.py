@@ -42,7 +42,9 @@ class TokenEmbedder(nn.Module):
         if spec.vocabulary:
             self.symbols = nn.Embedding(spec.vocabulary + 1, width)  # the last row: a hidden symbol
         if spec.invariant:
-            self.place = nn.Parameter(torch.empty(width))  # says that the row stands somewhere; where, it does not
+            self.place = nn.Parameter(
+                torch.empty(width)
+            )  # says that the row stands somewhere; where, it does not
         if spec.channels > self._unseen:
             self.values = self._value_encoder(spec, width)
         if spec.addresses:

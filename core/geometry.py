@@ -69,7 +69,9 @@ class DistanceBasis(nn.Module):
         distance = (places[:, :, None] - places[:, None]).square().sum(-1).add(1e-12).sqrt()
         pair = types[:, :, None] * self.types + types[:, None]
         mapped = self.stretch[pair] * distance + self.shift[pair]
-        both = seen[:, :, None] & seen[:, None] & ~torch.eye(seen.shape[1], dtype=torch.bool, device=seen.device)
+        both = (
+            seen[:, :, None] & seen[:, None] & ~torch.eye(seen.shape[1], dtype=torch.bool, device=seen.device)
+        )
         return _Bumps.apply(mapped.masked_fill(~both, FAR))
 
 

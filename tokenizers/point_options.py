@@ -102,7 +102,9 @@ class PointOptions:
             )
         for name, value in (("slots", bool(self.slots)), ("pairwise_bias", self.pairwise_bias)):
             if value:
-                raise ConsilienceError(f"points: {name} plays no part under geometry='invariant'; leave it out")
+                raise ConsilienceError(
+                    f"points: {name} plays no part under geometry='invariant'; leave it out"
+                )
         if self.position in ("rotary", "both"):
             raise ConsilienceError(
                 f"points: position={self.position!r} plays no part under geometry='invariant'; leave it out"

@@ -45,7 +45,9 @@ class Denoising(Objective):
 
     def __post_init__(self) -> None:
         if self.noise is not None and not 0 < self.noise < float("inf"):
-            raise ConsilienceError(f"denoising: noise must be a positive number or left out, not {self.noise}")
+            raise ConsilienceError(
+                f"denoising: noise must be a positive number or left out, not {self.noise}"
+            )
 
     def likelihoods(self, spec: TokenSpec) -> dict[Field, Likelihood]:
         """A velocity for values, and symbols beside them where there are any."""
@@ -143,7 +145,7 @@ def noise_of(tokens: TokenBatch, spec: TokenSpec, generator: torch.Generator) ->
 
 
 def time_of_level(tokens: TokenBatch) -> Tensor:
-    """(B,) ones: the time of clean content, and of content at one small level of noise, so that states of both match."""
+    """(B,) ones: the time of clean content, and of content at one level of noise, so that states of both match."""
     return torch.ones(tokens.size, device=tokens.device)
 
 

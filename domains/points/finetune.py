@@ -325,7 +325,9 @@ def run(
     if folder.exists() and any(folder.iterdir()):
         raise ConsilienceError(f"{folder} is not empty: choose another --out or remove it")
     if init is not None and pretrain_steps:
-        raise ConsilienceError("give init or pretrain_steps, not both: the first is a model that was pre-trained")
+        raise ConsilienceError(
+            "give init or pretrain_steps, not both: the first is a model that was pre-trained"
+        )
     for name in properties:
         property_of(name)
     collection = data.read(Path(data_file).expanduser())

@@ -63,7 +63,9 @@ class References:
 def composition(clouds: PointTable) -> tuple[tuple[str, ...], np.ndarray]:
     """Elements that occur, sorted, and how many atoms of each every molecule has, (n, G) float64."""
     if clouds.codes is None:
-        raise ConsilienceError("reference energies need the elements of the atoms, and these clouds have no types")
+        raise ConsilienceError(
+            "reference energies need the elements of the atoms, and these clouds have no types"
+        )
     width = len(clouds.names)
     cells = np.repeat(np.arange(len(clouds)), clouds.sizes) * width + clouds.codes
     counts = np.bincount(cells, minlength=len(clouds) * width).reshape(len(clouds), width).astype(np.float64)

@@ -142,15 +142,21 @@ def test_no_clean_value_leaks_beside_the_noisy_one(tools):
     model = tools.model_of(SPEC, objective)
     view, targets = objective.view(tokens, SPEC, tools.seeded(1))
     predictions = model.predictor()(view)["values"]
-    others = replace(targets, tokens=replace(tokens, values=tokens.values + 1.0), velocity=targets.velocity + 1)
+    others = replace(
+        targets, tokens=replace(tokens, values=tokens.values + 1.0), velocity=targets.velocity + 1
+    )
     assert torch.equal(predictions, model.predictor()(view)["values"])
     losses = []
     for one in (targets, others):
         parameters = {"values": predictions[one.scored]}
-        losses.append(float(objective.loss(model.predictor().likelihoods, parameters, one.select()).value.detach()))
+        losses.append(
+            float(objective.loss(model.predictor().likelihoods, parameters, one.select()).value.detach())
+        )
     assert losses[0] != losses[1]
     shifted, _ = objective.view(replace(tokens, values=2 * tokens.values), SPEC, tools.seeded(1))
-    assert not torch.equal(model.predictor()(shifted)["values"], predictions), "control: the view is what is seen"
+    assert not torch.equal(model.predictor()(shifted)["values"], predictions), (
+        "control: the view is what is seen"
+    )
 
 
 def test_noise_has_no_mean_over_a_sample_and_its_padding_is_zero(tools):
@@ -179,11 +185,13 @@ def test_generation_turns_with_its_noise(tools, monkeypatch):
 
 @pytest.mark.parametrize("objective", [Masked(), NextToken(), AnyOrder()], ids=lambda o: o.name)
 def test_other_objectives_are_refused_in_one_line(objective, tools):
-    with pytest.raises(ConsilienceError, match="can be denoised only.*geometry='absolute'"):
+    with pytest.raises(ConsilienceError, match=r"can be denoised only.*geometry='absolute'"):
         tools.model_of(SPEC, objective)
 
 
-@pytest.mark.parametrize("wrong", [{"channels": 2}, {"coordinates": 1}, {"pairwise_bias": True}, {"weighted": True}])
+@pytest.mark.parametrize(
+    "wrong", [{"channels": 2}, {"coordinates": 1}, {"pairwise_bias": True}, {"weighted": True}]
+)
 def test_specs_that_would_give_the_frame_away_are_refused(wrong):
     with pytest.raises(ConsilienceError, match="invariant tokens need"):
         TokenSpec(**{"name": "t", "channels": 3, "invariant": True} | wrong)
@@ -205,7 +213,9 @@ class Triangles:
     figure = 1.5 * torch.tensor([[0.0, 0, 0], [1.2, 0, 0], [0, 2.0, 0], [0.3, 0.4, 1.5]])
 
     def __init__(self, *, invariant: bool) -> None:
-        self.spec = replace(SPEC, invariant=invariant, value_scale=1.2, value_encoding="linear" if invariant else "fourier")
+        self.spec = replace(
+            SPEC, invariant=invariant, value_scale=1.2, value_encoding="linear" if invariant else "fourier"
+        )
 
     def tokens(self, n: int, generator: torch.Generator) -> TokenBatch:
         q, r = torch.linalg.qr(torch.randn(n, 3, 3, generator=generator))
@@ -222,14 +232,16 @@ def loss_after(source: Triangles, tools, steps: int, clouds: int) -> float:
     model = FoundationModel(tools.tiny, {"cloud": SyntheticTokenizer(source)}, Denoising()).train()
     optimiser = torch.optim.Adam(model.parameters(), lr=4e-3)
     generator, data = tools.seeded(1), source.tokens(clouds, tools.seeded(9))
-    for step in range(steps):
+    for _ in range(steps):
         rows = torch.randint(clouds, (64,), generator=generator)
         loss = model.loss({"cloud": data.take(rows)}, generator)["cloud"].value
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     with torch.no_grad():
-        return float(model.eval().loss({"cloud": source.tokens(1000, tools.seeded(7))}, tools.seeded(8))["cloud"].value)
+        return float(
+            model.eval().loss({"cloud": source.tokens(1000, tools.seeded(7))}, tools.seeded(8))["cloud"].value
+        )
 
 
 def test_a_turned_figure_is_learned_from_less(tools):
