@@ -357,10 +357,13 @@ def run(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; the exit code."""
-    from jsonargparse import auto_cli
+    from jsonargparse import ArgumentParser
 
+    parser = ArgumentParser(prog="python -m consilience.domains.points.finetune")
+    parser.add_function_arguments(run)
+    options = parser.instantiate_classes(parser.parse_args(None if argv is None else list(argv)))
     try:
-        auto_cli(run, args=None if argv is None else list(argv), as_positional=False)
+        run(**vars(options))
     except ConsilienceError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
