@@ -40,8 +40,8 @@ def generate_tokens(
     tokenizer, objective, predict = model.tokenizers[domain], model.objective, model.predictor(domain)
     sampling = Sampling.of(options, end_id=tokenizer.end_id)
     ending: Ending | None = None if pattern is None else ending_of(pattern, tokenizer, objective)
-    if ending == "kept" and tokenizer.end_id is not None:
-        sampling = replace(sampling, end_id=None, banned=(tokenizer.end_id,))
+    if ending == "kept":
+        sampling = replace(sampling, end_id=None, banned=tokenizer.marks)
     generator = torch.Generator().manual_seed(seed)
     done = []
     for start in range(0, n, batch_size):
@@ -87,7 +87,7 @@ def complete_tokens(
 ) -> TokenBatch:
     """See `FoundationModel.complete`; the same of tokens."""
     model.eval()
-    objective, predict, end_id = model.objective, model.predictor(domain), model.tokenizers[domain].end_id
+    objective, predict, tokenizer = model.objective, model.predictor(domain), model.tokenizers[domain]
     mask = torch.as_tensor(hidden(tokens) if callable(hidden) else hidden)
     if mask.shape != tokens.real.shape or mask.dtype != torch.bool:
         raise ConsilienceError(
@@ -95,11 +95,11 @@ def complete_tokens(
             f"{str(mask.dtype).removeprefix('torch.')} of {tuple(mask.shape)}"
         )
     mask = mask & predictable(tokens)
-    sampling = Sampling.of(options, end_id=end_id)
-    if end_id is not None and tokens.ids is not None:
-        told = mask & (tokens.ids != end_id)
+    sampling = Sampling.of(options, end_id=tokenizer.end_id)
+    if tokenizer.end_id is not None and tokens.ids is not None:
+        told = mask & (tokens.ids != tokenizer.end_id)
         if objective.unread(tokens, told) is None:  # it is told where the records end
-            mask, sampling = told, replace(sampling, end_id=None, banned=(end_id,))
+            mask, sampling = told, replace(sampling, end_id=None, banned=tokenizer.marks)
     refusal = objective.unread(tokens, mask)
     if refusal is not None:
         raise ConsilienceError(refusal)

@@ -88,6 +88,11 @@ def of_records(
     )
 
 
+def likelihood_of(model: "FoundationModel", domain: str) -> Kind:
+    """What log p this model has of a science: exact or a bound, and surrogate where it has none."""
+    return model.objective.likelihood_kind(model.predictor(domain))
+
+
 def kind_of(
     model: "FoundationModel", domain: str, draws: int | None = None, batch_size: int | None = None
 ) -> tuple[Kind, int]:

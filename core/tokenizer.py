@@ -133,3 +133,8 @@ class Tokenizer(ABC, Generic[Records]):
     def end_id(self) -> int | None:
         """The symbol that ends a sample, when there is one: samplers stop there."""
         return None
+
+    @property
+    def marks(self) -> tuple[int, ...]:
+        """Symbols that are no content, such as the end: they are not drawn where a known number of tokens is filled."""
+        return () if self.end_id is None else (self.end_id,)

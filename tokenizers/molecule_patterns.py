@@ -79,6 +79,11 @@ def read_pattern(text: str) -> Pattern:
     return read
 
 
+def free_as_atoms(text: str) -> str:
+    """The pattern with a plain `*`, an atom of any kind in SMILES, for every free part."""
+    return _FREE.sub("*", text)
+
+
 def _free(text: str, found: re.Match[str]) -> Free:
     least, comma, most = found.groups()
     if least is None:

@@ -64,6 +64,11 @@ class MoleculeTokenizer(Tokenizer[Sequence[Any]]):
         """The id of <eos>."""
         return SPECIALS.index(EOS)
 
+    @property
+    def marks(self) -> tuple[int, ...]:
+        """The ids of <bos> and <eos>."""
+        return tuple(range(len(SPECIALS)))
+
     @classmethod
     def fit(cls, records: Sequence[Any], **options: Any) -> Self:
         """Learn vocabulary and lengths. Molecules that cannot be used are passed over; `check` names them."""
@@ -158,7 +163,9 @@ class MoleculeTokenizer(Tokenizer[Sequence[Any]]):
         pattern = read_pattern(text)
         for symbol in (symbol for part in pattern.parts if not isinstance(part, Free) for symbol in part):
             if symbol not in self.table.index:
-                raise ConsilienceError(f"pattern {text!r}: the model knows no symbol {symbol!r}")
+                raise ConsilienceError(
+                    f"pattern {text!r}: the model knows no symbol {symbol!r} ({self.options.notation})"
+                )
         if ending != "kept" and not pattern.is_beginning:
             raise ConsilienceError(
                 f"pattern {text!r} needs a model that looks both ways (any-order, masked, masked-diffusion); this one "

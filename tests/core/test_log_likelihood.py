@@ -192,9 +192,9 @@ def test_the_mean_agrees_with_the_held_out_loss(tools):
         assert -found.values.sum() / found.tokens.sum() == pytest.approx(loss.nats_per_token, rel=1e-5)
     for objective in (MaskedDiffusion(), AnyOrder(), Block(size=2)):
         model = _model(objective, tools)
-        loss = model.evaluate(every_sequence(), draws=300)
-        found = model.log_likelihood(_records(every_sequence()), draws=300)
-        assert -found.values.sum() / found.tokens.sum() == pytest.approx(loss.nats_per_token, rel=0.02)
+        loss = model.evaluate(every_sequence(), draws=100)
+        found = model.log_likelihood(_records(every_sequence()), draws=100)
+        assert -found.values.sum() / found.tokens.sum() == pytest.approx(loss.nats_per_token, rel=0.03)
 
 
 def test_unreadable_records_come_back_as_failures(tools):
