@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from consilience.core.attention import Layout
-from consilience.core.batch import TokenBatch, TokenSpec
+from consilience.core.batch import TokenBatch
 from consilience.core.errors import ConsilienceError
-from consilience.core.likelihoods import Field, Likelihood
 from consilience.core.modalities import join_angles, join_biases, join_patterns, join_times
 from consilience.core.objectives.base import Objective, sum_fields
 from consilience.core.port import Port
+from consilience.core.predictor import DomainPredictor
 from consilience.core.readouts import Pool
 from consilience.core.records import Failure
 from consilience.core.sampling import Sampling
@@ -197,7 +197,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         ]
         return objective.reduce(torch.cat(parts), port.likelihoods, scored)
 
-    def predictor(self, domain: str | None = None) -> "DomainPredictor":
+    def predictor(self, domain: str | None = None) -> DomainPredictor:
         """The model seen through one science, for samplers and likelihoods."""
         return DomainPredictor(self, self.domain_of(domain))
 
@@ -421,35 +421,3 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
 
         # Not the mixin's own: it would rebuild the arguments of __init__ from config.json by their types.
         return cls.load(fetch_model(str(pretrained_model_name_or_path), options), device=device)
-
-
-@dataclass(frozen=True)
-class DomainPredictor:
-    """A model seen through one science; see `core.objectives.base.Predictor`."""
-
-    model: FoundationModel
-    domain: str
-
-    @property
-    def port(self) -> Port:
-        """The embedder and heads of the science."""
-        return self.model._port(self.domain)
-
-    @property
-    def spec(self) -> TokenSpec:
-        """The tokens of the science."""
-        return self.port.spec
-
-    @property
-    def likelihoods(self) -> dict[Field, Likelihood]:
-        """The likelihood of each field."""
-        return self.port.likelihoods
-
-    def __call__(self, view: View, *, cache: KeyValueCache | None = None) -> dict[Field, Tensor]:
-        """Parameters of each likelihood for every row."""
-        asked = view.tokens.address if view.ask_address is None else view.ask_address
-        return self.port.predict(self.model.forward({self.domain: view}, cache=cache).final, asked)
-
-    def new_cache(self, batch: int, rows: int) -> KeyValueCache:
-        """An empty key-value cache."""
-        return KeyValueCache(self.model.core_config, batch, rows, next(self.model.parameters()))
