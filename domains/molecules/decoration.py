@@ -50,7 +50,7 @@ def scaffold_patterns(scaffold: str) -> list[str]:
 def holds_scaffold(strings: Sequence[str], scaffold: str) -> np.ndarray:
     """(n,) bool: valid molecules with the scaffold as a substructure, and something at every attachment point."""
     settings = Chem.AdjustQueryParameters.NoAdjustments()
-    settings.makeDummiesQueries = True
+    settings.makeDummiesQueries = True  # type: ignore[assignment]  # RDKit's stubs are wrong
     query = Chem.AdjustQueryProperties(_attachable(scaffold), settings)
     valid = [None if text is None else parse(text) for text in canonical_or_none(strings)]
     return np.array([mol is not None and mol.HasSubstructMatch(query) for mol in valid], dtype=bool)
