@@ -67,6 +67,15 @@ def canonical_or_none(strings: Sequence[str]) -> list[str | None]:
     return found
 
 
+def tally(strings: Sequence[str]) -> str:
+    """One line: generated, valid, and unique among the valid ones by canonical SMILES."""
+    valid = [text for text in canonical_or_none(strings) if text is not None]
+    line = f"{len(strings)} generated, {len(valid)} valid ({len(valid) / max(len(strings), 1):.1%})"
+    if not valid:
+        return line
+    return f"{line}, {len(set(valid))} unique among the valid ({len(set(valid)) / len(valid):.1%})"
+
+
 def describe(mols: Sequence[Chem.Mol]) -> dict[str, np.ndarray]:
     """Property -> (n,) values of DESCRIPTORS."""
     return {name: np.array([PROPERTIES[name](mol) for mol in mols], np.float64) for name in DESCRIPTORS}
