@@ -78,7 +78,7 @@ def test_in_python(fetched, made) -> None:
         (["moses", "SEED", "--out", "r.xlsx"], "r.xlsx: results are written as .json or .csv"),
         (["moses", "SEED", "--processes", "0"], "processes must be at least 1, not 0"),
         (["moses", "SEED", "--device", "tpu7"], "device 'tpu7' cannot be used here"),
-        (["moses"], "files"),
+        (["moses"], "FILES must be given"),
     ],
 )
 def test_bad_input_is_told_before_anything_is_fetched(words, message, fetched, made, command) -> None:

@@ -5,7 +5,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean, stdev
+
+import numpy as np
 
 from consilience.core.errors import ConsilienceError
 from consilience.domains.molecules.moses.measures import COLUMNS, PROPERTIES
@@ -46,14 +47,17 @@ class Results:
     @property
     def mean(self) -> dict[str, float]:
         """Column -> mean over the runs."""
-        return {name: mean(run.values[name] for run in self.runs) for name in (*COLUMNS, *PROPERTIES)}
+        return {
+            name: float(np.mean([run.values[name] for run in self.runs])) for name in (*COLUMNS, *PROPERTIES)
+        }
 
     @property
     def deviation(self) -> dict[str, float] | None:
         """Column -> standard deviation over the runs (n - 1); None for a single run."""
         if len(self.runs) < 2:
             return None
-        return {name: stdev(run.values[name] for run in self.runs) for name in (*COLUMNS, *PROPERTIES)}
+        values = {name: [run.values[name] for run in self.runs] for name in (*COLUMNS, *PROPERTIES)}
+        return {name: float(np.std(column, ddof=1)) for name, column in values.items()}
 
     def rows(self, name: str) -> tuple[Row, ...]:
         """These results under a name, then the published rows."""

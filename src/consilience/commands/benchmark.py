@@ -69,7 +69,7 @@ def new_parser() -> CommandParser:
     """The options of `consilience benchmark`."""
     parser = CommandParser("benchmark", benchmark, "moses FILE [FILE ...] [options]")
     parser.option("name", type=str, metavar="NAME")
-    parser.option("files", nargs="+", type=str, metavar="FILE", default=None)
+    parser.option("files", nargs="+", type=str, metavar="FILE")
     parser.option("--out", type=str | None, metavar="FILE")
     parser.option("--column", type=str | None)
     parser.option("--fcd", type=bool)
