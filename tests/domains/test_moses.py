@@ -338,28 +338,23 @@ def test_published_rows() -> None:
 
 def test_results_of_several_seeds(tmp_path) -> None:
     names = (*moses.COLUMNS, *moses.PROPERTIES)
-    runs = [
-        moses.Run(file=f"{i}.smi", generated=10, values=dict.fromkeys(names, value))
-        for i, value in enumerate((0.5, 0.7))
-    ]
-    one = moses.Results(benchmark="moses", runs=tuple(runs[:1]), versions={"rdkit": "1"})
-    both = moses.Results(benchmark="moses", runs=tuple(runs), versions={"rdkit": "1"})
+    files, made = [Path("0.smi"), Path("1.smi")], [["C"] * 10] * 2
+    values = [dict.fromkeys(names, value) for value in (0.5, 0.7)]
+    bench = moses.Moses(fcd=False)
+    one, both = bench.results(files[:1], made[:1], values[:1]), bench.results(files, made, values)
     assert one.deviation is None and one.mean["valid"] == 0.5
     assert both.mean["SA"] == pytest.approx(0.6) and both.deviation["SA"] == pytest.approx(0.1 * np.sqrt(2))
     both.write(tmp_path / "r.json")
     held = json.loads((tmp_path / "r.json").read_text())
     assert held["mean"]["valid"] == pytest.approx(0.6) and held["runs"][1]["file"] == "1.smi"
-    assert held["published"]["rows"][7]["mean"]["Novelty"] == 0.9143
+    assert held["published"][7]["mean"]["Novelty"] == 0.9143
     both.write(tmp_path / "r.csv")
     lines = (tmp_path / "r.csv").read_text().splitlines()
     assert lines[0].startswith("row,kind,valid,unique@1000") and len(lines) == 1 + 2 + 2 + 9 + 8
-    assert lines[3].startswith("mean of the runs,mean,0.6,") and lines[5].startswith(
-        "Train,published mean,1.0,"
-    )
+    assert lines[3].startswith("all runs,mean,0.6,") and lines[5].startswith("Train,published mean,1.0,")
     with pytest.raises(ConsilienceError, match=r"results are written as \.json or \.csv"):
         both.write(tmp_path / "r.txt")
-    missing = moses.Run(file="x", generated=1, values=dict.fromkeys(names, float("nan")))
-    moses.Results(benchmark="moses", runs=(missing,), versions={}).write(tmp_path / "n.json")
+    bench.results(files[:1], made[:1], [dict.fromkeys(names, float("nan"))]).write(tmp_path / "n.json")
     assert json.loads((tmp_path / "n.json").read_text())["mean"]["valid"] is None
 
 
@@ -391,7 +386,7 @@ def test_the_published_sample_of_jtn_vae_lands_on_its_published_row(net) -> None
     """Every column within 1.5 standard deviations of the published mean, rounding of the table included."""
     folder = datasets.find("moses")
     assert folder is not None, "consilience data fetch moses"
-    cache = datasets.cache_folder() / "molecules" / "moses-references"
+    cache = datasets.cache_folder() / "benchmarks" / "moses"
     against = moses.references(folder, cache, net=net)
     found = moses.measure(moses.generated_strings(SAMPLE), against, net=net)
     (row,) = (row for row in moses.published() if row.model == "JTN-VAE")

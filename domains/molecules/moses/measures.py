@@ -11,9 +11,10 @@ from math import sqrt
 from scipy.stats import wasserstein_distance
 
 from consilience.core.errors import ConsilienceError
+from consilience.domains.benchmark import OnSteps, silent
 from consilience.domains.molecules.moses.chemnet import ChemNet, frechet_distance
 from consilience.domains.molecules.moses.facts import Facts, look_at
-from consilience.domains.molecules.moses.references import SETS, OnSteps, Reference, References, silent
+from consilience.domains.molecules.moses.references import SETS, Reference, References
 from consilience.domains.molecules.properties import DISTRIBUTION
 from consilience.domains.molecules.similarity import internal_diversity, nearest
 

@@ -1,31 +1,19 @@
 """The published table of MOSES, which generated molecules are shown beside."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A model of the published table.
-
-    Args:
-        model: its name; `Train` is the training set itself, whose novelty is 1 by the table's convention.
-        mean: column of `measures.COLUMNS` -> mean of three seeds, rounded to four digits by the authors.
-        deviation: the standard deviation over seeds; None for the training set.
-    """
-
-    model: str
-    mean: Mapping[str, float]
-    deviation: Mapping[str, float] | None
+from consilience.domains.benchmark import Row
 
 
 @lru_cache(maxsize=1)
 def published() -> tuple[Row, ...]:
-    """The rows, in the order of the table."""
+    """The rows, in the order of the table: means and deviations of three seeds, rounded to four digits by the authors.
+
+    `Train` is the training set itself: it has no deviation, and novelty 1 by the table's convention.
+    """
     table = _table()
     rows = []
     for model, values in table["rows"].items():

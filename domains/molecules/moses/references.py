@@ -22,6 +22,7 @@ import rdkit
 
 from consilience.core.errors import ConsilienceError
 from consilience.core.records import fingerprint
+from consilience.domains.benchmark import OnSteps, silent
 from consilience.domains.molecules.moses.chemnet import ChemNet, Moments
 from consilience.domains.molecules.moses.facts import Facts, look_at
 from consilience.domains.molecules.moses.filters import Patterns, read_patterns
@@ -33,14 +34,6 @@ FORMAT = 1
 SETS = {"Test": "test.csv.gz", "TestSF": "test_scaffolds.csv.gz"}
 """Names of the sets in MOSES' columns, and their files: held-out molecules, and those with scaffolds of their own."""
 TRAIN = "train.csv.gz"
-
-OnSteps = Callable[[str, int], Callable[[int], object]]
-"""Told of long work, what it is and how many steps it has; gives what is to be told of steps done."""
-
-
-def silent(what: str, steps: int) -> Callable[[int], object]:
-    """Draws no bar."""
-    return lambda done: None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,20 +1,20 @@
 """Measure generated records on a published benchmark, beside the published rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from consilience import registry
 from consilience.commands.console import Interrupted, bar, console, say
 from consilience.commands.files import replacing, try_writing
+from consilience.commands.models import pick_device
 from consilience.commands.parser import CommandParser
 from consilience.core.errors import ConsilienceError
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
 
-    from consilience.domains.molecules.moses import Results
-
-KNOWN = ("moses",)
+    from consilience.domains.benchmark import Benchmark, Results
 
 
 def benchmark(
@@ -51,16 +51,32 @@ def benchmark(
     Returns:
         The runs, their mean and deviation.
     """
-    if name not in KNOWN:
-        raise ConsilienceError(f"unknown benchmark {name!r}; known: {', '.join(KNOWN)}")
+    from consilience import datasets
+
     if processes < 1:
         raise ConsilienceError(f"processes must be at least 1, not {processes}")
     paths = [Path(file).expanduser() for file in ([files] if isinstance(files, str | Path) else files)]
     if not paths:
-        raise ConsilienceError("name a file of generated SMILES")
-    results = _moses(paths, out, column, fcd, processes, device, cache, data_dir, progress)
-    if out is not None:
-        with replacing(Path(out).expanduser()) as part:
+        raise ConsilienceError("name a file of generated records")
+    # Whatever can be wrong is found before data are fetched and minutes of work begin.
+    chosen = registry.benchmark(name)(fcd=fcd, device=pick_device(device))
+    generated = [chosen.read(path, column=column) for path in paths]
+    target = None if out is None else Path(out).expanduser()
+    if target is not None:
+        nothing = [dict.fromkeys((*chosen.columns, *chosen.further), 0.0)]
+        try_writing(target, chosen.results([target], [[]], nothing).write)
+    folder = datasets.fetch(chosen.dataset, cache_dir=cache, data_dir=data_dir, progress=progress)
+    kept = datasets.cache_folder(cache) / "benchmarks" / chosen.name
+    with bar("steps", shown=progress) as shown:
+
+        def on_steps(what: str, steps: int) -> Callable[[int], object]:
+            task = shown.add_task(what, total=steps, note="")
+            return lambda done: shown.update(task, advance=done)
+
+        values = chosen.measure(generated, folder, kept, processes=processes, on_steps=on_steps)
+    results = chosen.results(paths, generated, values)
+    if target is not None:
+        with replacing(target) as part:
             results.write(part)
     return results
 
@@ -85,88 +101,43 @@ def run(options: "Namespace") -> None:
     try:
         results = benchmark(**options.as_dict(), progress=True)
     except KeyboardInterrupt:
-        raise Interrupted("interrupted; facts of a test set that were complete are kept") from None
-    for table in _tables(results):
+        raise Interrupted("interrupted; what was complete of the references is kept") from None
+    for table in _tables(registry.benchmark(options.name), results):
         console().print(table)
     if options.out is not None:
         say(str(options.out))
 
 
-def _moses(
-    paths: Sequence[Path],
-    out: str | Path | None,
-    column: str | None,
-    fcd: bool,
-    processes: int,
-    device: str,
-    cache: str | Path | None,
-    data_dir: str | Path | None,
-    progress: bool,
-) -> "Results":
-    from importlib.metadata import version
-
-    from consilience import datasets
-    from consilience.commands.models import pick_device
-    from consilience.domains.molecules import moses
-
-    # Whatever can be wrong is found before the minutes of work.
-    strings = [moses.generated_strings(path, column=column) for path in paths]
-    if out is not None:
-        nothing = dict.fromkeys((*moses.COLUMNS, *moses.PROPERTIES), 0.0)
-        empty = moses.Results(
-            benchmark="moses", runs=(moses.Run(file="", generated=0, values=nothing),), versions={}
-        )
-        try_writing(Path(out).expanduser(), empty.write)
-    net = moses.ChemNet(pick_device(device)) if fcd else None
-    folder = datasets.fetch("moses", cache_dir=cache, data_dir=data_dir, progress=progress)
-    computed = datasets.cache_folder(cache) / "molecules" / "moses-references"
-    with bar("steps", shown=progress) as shown:
-
-        def on_steps(what: str, steps: int) -> Callable[[int], object]:
-            task = shown.add_task(what, total=steps, note="")
-            return lambda done: shown.update(task, advance=done)
-
-        against = moses.references(folder, computed, net=net, processes=processes, on_steps=on_steps)
-        runs = []
-        for path, generated in zip(paths, strings):
-            values = moses.measure(generated, against, net=net, processes=processes, on_steps=on_steps)
-            runs.append(moses.Run(file=str(path), generated=len(generated), values=values))
-    packages = ("consilience", "rdkit", *(("fcd_torch",) if fcd else ()))
-    return moses.Results(
-        benchmark="moses", runs=tuple(runs), versions={name: version(name) for name in packages}
-    )
-
-
-def _tables(results: "Results") -> list[Any]:
-    """The published columns with the published rows, and the distances of properties, for the terminal."""
+def _tables(benchmark: "type[Benchmark]", results: "Results") -> list[Any]:
+    """The published columns with the published rows, and the further columns, for the terminal."""
     from rich import box
     from rich.table import Table
 
-    from consilience.domains.molecules import moses
-
     runs = results.runs
     name = Path(runs[0].file).name if len(runs) == 1 else f"{len(runs)} files"
+    below, above = benchmark.notes
     table = Table(
-        title=f"MOSES: {name}, {sum(run.generated for run in runs):,} generated",
-        caption=f"Lower is better for FCD alone. Below the line: {moses.source()}",
+        title=f"{results.benchmark}: {name}, {sum(run.generated for run in runs):,} generated",
+        caption=f"{below} Below the line: {results.source}",
         box=box.SIMPLE,
         padding=(0, 1, 0, 0),
     )
     table.add_column("model")
-    for column in moses.COLUMNS:
+    for column in benchmark.columns:
         table.add_column(column.replace("/", "\n").replace("@", "\n@"), justify="right")
     for place, row in enumerate(results.rows(name)):
-        cells = [_cell(row.mean[c], row.deviation and row.deviation[c]) for c in moses.COLUMNS]
+        cells = [_cell(column, row.mean, row.deviation) for column in benchmark.columns]
         table.add_row(row.model, *cells, end_section=place == 0)
-    distances = Table(title="Wasserstein-1 distance to the test set", box=box.SIMPLE)
-    for column in moses.PROPERTIES:
-        distances.add_column(column, justify="right")
-    spread = results.deviation
-    distances.add_row(*(_cell(results.mean[c], spread and spread[c]) for c in moses.PROPERTIES))
-    return [table, distances]
+    if not benchmark.further:
+        return [table]
+    further = Table(title=above, box=box.SIMPLE)
+    for column in benchmark.further:
+        further.add_column(column, justify="right")
+    further.add_row(*(_cell(column, results.mean, results.deviation) for column in benchmark.further))
+    return [table, further]
 
 
-def _cell(value: float, deviation: float | None) -> str:
-    if value != value:
+def _cell(column: str, mean: Mapping[str, float], deviation: Mapping[str, float] | None) -> str:
+    if mean[column] != mean[column]:
         return "-"
-    return f"{value:.4f}" if deviation is None else f"{value:.4f}\n±{deviation:.4f}"
+    return f"{mean[column]:.4f}" if deviation is None else f"{mean[column]:.4f}\n±{deviation[column]:.4f}"
