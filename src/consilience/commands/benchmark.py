@@ -33,7 +33,7 @@ def benchmark(
     """Measure generated molecules on MOSES: 15 columns, and the distances of four properties.
 
     The data are fetched when they are not there. The first time, facts of the two test sets are computed and kept:
-    about 25 minutes of one core. 30,000 molecules then take about 6. At least 30,000 are usual.
+    some 20 minutes of one core. 30,000 molecules then take some 6. At least 30,000 are usual.
 
     Args:
         name: moses.
