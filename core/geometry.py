@@ -127,8 +127,8 @@ class DistanceView(nn.Module):
 class EquivariantVelocity(nn.Module):
     """Velocities that turn with the places: v_i = g(h_i) x_i + sum over j of (x_i - x_j) phi(h_i, h_j, d_ij).
 
-    Places count from the mean of their sample. phi is a sum over F filters of the distance, each gated by both
-    states; g and the weights of the filters start at zero.
+    Places and velocities count from their mean over the sample. phi is a sum over F filters of the distance, each
+    gated by both states; g and the weights of the filters start at zero.
     """
 
     def __init__(self, spec: TokenSpec, width: int) -> None:
@@ -151,7 +151,9 @@ class EquivariantVelocity(nn.Module):
             receive = self.weight * apply_linear(self.receive, states)
             phi = torch.einsum("bijf,bif->bij", filters * apply_linear(self.send, states)[:, None], receive)
             phi = phi * (seen[:, :, None] & seen[:, None])
-            return (apply_linear(self.pull, states) + phi.sum(-1, keepdim=True)) * x - phi @ x
+            velocity = (apply_linear(self.pull, states) + phi.sum(-1, keepdim=True)) * x - phi @ x
+            # Neither noise nor data moves the mean; what is left of it here would carry clouds away.
+            return centred(velocity, seen)
 
 
 def centred(x: Tensor, where: Tensor) -> Tensor:

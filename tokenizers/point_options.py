@@ -1,13 +1,14 @@
 """PointOptions and PointState: how clouds become tokens, and what `fit` learned from the training clouds."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
 import numpy as np
 
 from consilience.core.batch import TokenSpec
 from consilience.core.errors import ConsilienceError
+from consilience.core.written import LATE
 from consilience.tokenizers.point_records import PointTable, Unit
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -64,7 +65,7 @@ class PointOptions:
     max_points: int = 1024
     periods: tuple[float, float] = (0.5, 16.0)
     pairwise_bias: bool = False
-    geometry: Literal["absolute", "invariant"] = "absolute"
+    geometry: Literal["absolute", "invariant"] = field(default="absolute", metadata=LATE)
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():

@@ -8,7 +8,7 @@ depend on how the points were listed (except under order="given").
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -18,6 +18,7 @@ from consilience.core.batch import TokenBatch, TokenSpec
 from consilience.core.errors import ConsilienceError, UnreadableRecordError
 from consilience.core.records import Failure
 from consilience.core.tokenizer import Tokenizer
+from consilience.core.written import written
 from consilience.tokenizers import point_decode, point_orders
 from consilience.tokenizers.point_checks import codes_of, limits, problems
 from consilience.tokenizers.point_frames import centred, principal_frames, random_half_turns, random_rotations
@@ -300,7 +301,7 @@ class PointTokenizer(Tokenizer[Sequence[PointCloud]]):
 
     def state(self) -> dict[str, Any]:
         """Options and everything learned."""
-        options = asdict(self.options) | {"periods": list(self.options.periods)}
+        options = written(self.options) | {"periods": list(self.options.periods)}
         return {"options": options, "learned": self.learned.as_json()}
 
     @classmethod

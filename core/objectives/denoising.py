@@ -12,7 +12,8 @@ the field's pre-training on equilibrium geometries (Zaidi et al. 2023, arXiv:220
 score of the noisy data times the level, so for a molecule the force of a Boltzmann mixture around its equilibria.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -23,7 +24,8 @@ from consilience.core.geometry import centred
 from consilience.core.likelihoods import Categorical, Field, Likelihood, Velocity
 from consilience.core.objectives.base import Objective, Predictor, predictable, stratified, uniform_like
 from consilience.core.sampling import Sampling
-from consilience.core.view import Loss, Targets, View
+from consilience.core.view import Kind, Loss, Targets, View
+from consilience.core.written import LATE
 
 EXACT_DIMENSIONS = 32
 """Up to so many dimensions a sample the divergence of the flow is computed exactly, beyond by random probes."""
@@ -38,7 +40,7 @@ class Denoising(Objective):
             symbols then stay, and nothing can be generated or given a likelihood. None: the whole path.
     """
 
-    noise: float | None = None
+    noise: float | None = field(default=None, metadata=LATE)
 
     name = "denoising"
     kind = "surrogate"
@@ -112,6 +114,30 @@ class Denoising(Objective):
             nats = -log_likelihood(predict, tokens, generator, steps=16, probes=1)
         return Loss(value=nats.sum() / count, nats=nats.double().sum(), tokens=count, kind="exact")
 
+    def likelihood_kind(self, predict: Predictor, *, draws: int = 1) -> Kind:
+        """Exact where a flow has a density of the content."""
+        return "exact" if self.noise is None and has_density(predict.spec) else "surrogate"
+
+    def log_likelihood(
+        self,
+        predict: Predictor,
+        tokens: TokenBatch,
+        generators: Sequence[torch.Generator],
+        *,
+        draws: int = 1,
+    ) -> Tensor:
+        """Through the ODE; samples beyond EXACT_DIMENSIONS one by one, each with probes of its own."""
+        from consilience.core.samplers.transport import log_likelihood
+
+        small = predictable(tokens).sum(1) * predict.spec.channels <= EXACT_DIMENSIONS
+        found = torch.zeros(tokens.size, dtype=torch.float64, device=tokens.device)
+        if small.any():
+            found[small] = log_likelihood(predict, tokens.take(small.nonzero()[:, 0]).trim(), generators[0])
+        for row in (~small).nonzero()[:, 0].tolist():
+            one = tokens.take([row]).trim()
+            found[row] = log_likelihood(predict, one, generators[row], steps=16, probes=draws)[0]
+        return found
+
     def sample(
         self,
         predict: Predictor,
@@ -128,6 +154,7 @@ class Denoising(Objective):
                 f"a model that denoises one level ({self.noise:g}) knows the data from near alone and cannot generate: "
                 "train denoising without noise="
             )
+        self.refuse_confidence(sampling)
         return transport(predict, template, hidden, generator, sampling)
 
 

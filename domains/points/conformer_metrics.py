@@ -121,7 +121,9 @@ def best_distance(first: np.ndarray, second: np.ndarray, orders: np.ndarray) -> 
 
 def bond_lengths(mol: Chem.Mol, positions: np.ndarray) -> np.ndarray:
     """(bonds,) lengths in the order of the molecule's bonds. positions: (n, 3)."""
-    ends = np.array([(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in mol.GetBonds()]).reshape(-1, 2)
+    ends = np.array([(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in mol.GetBonds()]).reshape(
+        -1, 2
+    )
     return np.linalg.norm(positions[ends[:, 0]] - positions[ends[:, 1]], axis=1)
 
 

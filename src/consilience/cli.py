@@ -18,7 +18,7 @@ from consilience import __version__
 from consilience.commands.console import notes, say
 from consilience.core.errors import ConsilienceError
 
-COMMANDS = ("tokenize", "train", "embed", "generate", "evaluate", "study", "data", "tokens")
+COMMANDS = ("tokenize", "train", "embed", "generate", "evaluate", "benchmark", "study", "data", "tokens")
 BAD_INPUT, INTERRUPTED = 2, 130
 
 

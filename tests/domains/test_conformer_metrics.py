@@ -41,7 +41,9 @@ def test_references_cover_themselves_and_random_clouds_nothing(smiles):
     clouds = [4 * rng.normal(size=references[0].shape) for _ in range(3)]
     random = coverage(mol, clouds, references)
     assert random.coverage == 0 and random.matching > 0.5
-    assert bonds_within(mol, references, references[:1]) > 0.99 and bonds_within(mol, clouds, references) < 0.2
+    assert (
+        bonds_within(mol, references, references[:1]) > 0.99 and bonds_within(mol, clouds, references) < 0.2
+    )
     assert all(perceived(mol, x) for x in references) and not any(perceived(mol, x) for x in clouds)
 
 

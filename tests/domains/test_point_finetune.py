@@ -14,7 +14,8 @@ from consilience.core.records import Collection
 from consilience.core.training_config import TrainingConfig
 from consilience.core.transformer import CoreConfig
 from consilience.domains.points import finetune
-from consilience.domains.points.finetune import PROPERTIES, compare, fine_tune, pretrain_on, with_target
+from consilience.domains.points.finetune import compare
+from consilience.domains.points.properties import PROPERTIES, fine_tune, pretrain_on, with_target
 from consilience.domains.points.qm9_split import HASHES, WHOLE, draw, draw_hash, split_of, write_indices
 from consilience.domains.points.references import References, composition
 from consilience.tokenizers.point_records import PointCloud, PointTable
@@ -171,7 +172,7 @@ def test_a_comparison_writes_its_rows_indices_and_references(molecules, tmp_path
             training=SHORT,
             out=out,
             sizes=(200, 50),
-        )  # fmt: skip
+        )
     )
     assert [row["start"] for row in rows] == 2 * ["scratch", "pre-trained, full", "pre-trained, frozen"]
     with (out / "results.csv").open() as file:
@@ -179,12 +180,51 @@ def test_a_comparison_writes_its_rows_indices_and_references(molecules, tmp_path
     assert [float(row["mae"]) for row in written] == [row["mae"] for row in rows]
     assert len({row["mae"] for row in rows[:3]}) == 3, "control: the start must matter"
     energies = json.loads((out / "references_50.json").read_text())["energies"]
-    assert energies == pytest.approx(ENERGIES, rel=0.01)
+    assert energies == pytest.approx(ENERGIES, abs=0.5), "0.1 mean distances an atom are on top"
     with np.load(out / "indices_0_50.npz", allow_pickle=False) as held:
         assert [len(held[name]) for name in ("train", "validation", "test")] == [50, 30, 50]
 
 
-def test_bad_requests_end_in_one_line(molecules, tmp_path, capsys):
+def test_an_interrupted_comparison_goes_on(molecules, tmp_path, monkeypatch):
+    """The rows that are there stay; the others are what an uninterrupted comparison finds."""
+    ask: dict = {
+        "labels": (50,),
+        "choose_on": 30,
+        "init": None,
+        "core": CORE,
+        "training": SHORT,
+        "sizes": (200, 50),
+    }
+    whole = list(compare(molecules, properties=("homo", "u0"), out=tmp_path / "whole", **ask))
+    list(compare(molecules, properties=("homo",), out=tmp_path / "cut", **ask))
+    seen = []
+    plain = finetune.fine_tune
+    monkeypatch.setattr(finetune, "fine_tune", lambda *a, **k: seen.append(a[2].label) or plain(*a, **k))
+    rows = list(compare(molecules, properties=("homo", "u0"), out=tmp_path / "cut", **ask))
+    assert seen == ["u0_ev"]
+    assert [str(row["mae"]) for row in rows] == [str(row["mae"]) for row in whole]
+    assert (tmp_path / "cut" / "results.csv").read_text() == (tmp_path / "whole" / "results.csv").read_text()
+
+
+def test_the_command_line_fills_nested_settings(molecules, tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(finetune.data, "read", lambda path: molecules)
+    monkeypatch.setattr(finetune, "compare", lambda *a, **k: asked.update(k) or iter(()))
+    words = "--core.width 16 --core.depth 1 --core.heads 2 --training.steps 3 --labels [50,60] --methods [full,frozen]"
+    out = tmp_path / "a"
+    assert finetune.main(["--data_file", "none.npz", "--out", str(out), *words.split(), "--init", "pre"]) == 0
+    assert asked["core"] == CORE
+    assert isinstance(asked["training"], TrainingConfig) and asked["training"].steps == 3
+    assert (
+        asked["labels"] == [50, 60]
+        and asked["methods"] == ["full", "frozen"]
+        and asked["init"] == Path("pre")
+    )
+    settings = json.loads((out / "settings.json").read_text())
+    assert settings["core"]["width"] == 16 and settings["init"] == "pre"
+
+
+def test_bad_requests_end_in_one_line(molecules, tmp_path, capsys, monkeypatch):
     split = split_of(draw(300, train=200, validation=50), train=200, validation=50)
     with pytest.raises(ConsilienceError, match="unknown method 'some'; known: full, frozen"):
         fine_tune(molecules, split, PROPERTIES["homo"], core=CORE, training=SHORT, method="some")
@@ -192,6 +232,13 @@ def test_bad_requests_end_in_one_line(molecules, tmp_path, capsys):
         fine_tune(molecules, split, PROPERTIES["homo"], core=CORE, training=SHORT, method="frozen")
     with pytest.raises(ConsilienceError, match="no label 'gap_ev'; is this QM9"):
         fine_tune(molecules, split, PROPERTIES["gap"], core=CORE, training=SHORT)
+    other = {"data_file": "none.npz", "core": CORE, "training": SHORT}
+    monkeypatch.setattr(finetune.data, "read", lambda path: molecules)
+    monkeypatch.setattr(finetune, "compare", lambda *a, **k: iter(()))
+    finetune.run(out=str(tmp_path / "b"), noise=0.1, **other)
+    finetune.run(out=str(tmp_path / "b"), noise=0.1, resume=True, **other)
+    with pytest.raises(ConsilienceError, match=r"settings\.json holds other settings than these"):
+        finetune.run(out=str(tmp_path / "b"), noise=0.2, resume=True, **other)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
     assert finetune.main(["--data_file", "none.npz", "--out", str(tmp_path / "full")]) == 2
