@@ -47,6 +47,7 @@ class TokenSpec:
         weighted: batches carry an inverse variance per value.
         invariant: the first three values are a place in space of which the core sees distances alone (`core.geometry`):
             states do not change under rotation, translation and reflection, and places can be denoised only.
+        pairs: kinds of pairs of tokens (bonds of a molecule), 0 when there are none; for invariant tokens.
         constrained: values obey a constraint (the points of a centred cloud sum to zero), so that their density
             is degenerate and no loss on them is a likelihood, whatever the objective.
     """
@@ -67,6 +68,7 @@ class TokenSpec:
     rotary_from_values: bool = False
     pairwise_bias: bool = False
     invariant: bool = False
+    pairs: int = 0
     weighted: bool = False
     constrained: bool = False
 
@@ -89,6 +91,11 @@ class TokenSpec:
             raise ConsilienceError(
                 f"{self.name}: invariant tokens need three exact values for their place, and no coordinates, weights, "
                 "counts or pairwise_bias beside them"
+            )
+
+        if self.pairs and not self.invariant:
+            raise ConsilienceError(
+                f"{self.name}: kinds of pairs enter beside distances: they need invariant tokens"
             )
 
     @property
@@ -122,6 +129,7 @@ class TokenBatch:
         given: (B, N) bool, tokens whose content is always seen and never scored (a depth, a begin mark).
             Given tokens stand before all others of their sample.
         exposure: (B,) float32, the size factor of counts (library size / 10,000).
+        pairs: (B, N, N) uint8, the kind of every pair of tokens, always seen; 0 = nothing is said of it.
     """
 
     length: Tensor
@@ -132,6 +140,7 @@ class TokenBatch:
     positions: Tensor | None = None
     given: Tensor | None = None
     exposure: Tensor | None = None
+    pairs: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -214,6 +223,8 @@ class TokenBatch:
         changed: dict[str, Any] = {
             name: function(getattr(self, name)) for name in names if getattr(self, name) is not None
         }
+        if self.pairs is not None:
+            changed["pairs"] = function(function(self.pairs).transpose(1, 2)).transpose(1, 2)
         return replace(self, **changed)
 
     def validate(self, spec: TokenSpec) -> Self:
@@ -225,6 +236,7 @@ class TokenBatch:
             "weight": (spec.weighted, (b, n, spec.channels)),
             "address": (spec.addresses > 0, (b, n)),
             "positions": (spec.coordinates > 0 and not spec.rotary_from_values, (b, n, spec.coordinates)),
+            "pairs": (spec.pairs > 0, (b, n, n)),
         }
         for name, (needed, shape) in wanted.items():
             tensor = getattr(self, name)
@@ -236,7 +248,7 @@ class TokenBatch:
                 )
         if b and (int(self.length.min()) < 1 or int(self.length.max()) > n):
             raise ConsilienceError(f"{spec.name} tokens: lengths must lie in 1..{n}")
-        for name, limit in (("ids", spec.vocabulary), ("address", spec.addresses)):
+        for name, limit in (("ids", spec.vocabulary), ("address", spec.addresses), ("pairs", spec.pairs)):
             tensor = getattr(self, name)
             if (
                 tensor is not None

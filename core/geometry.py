@@ -52,22 +52,39 @@ def types_of(view: View, spec: TokenSpec) -> Tensor:
     return torch.zeros_like(view.hidden, dtype=torch.long) if found is None else found
 
 
+def kinds_of(view: View) -> Tensor:
+    """(B, M, M) int64 kind of every pair of rows."""
+    assert view.tokens.pairs is not None
+    return view.tokens.pairs.long()
+
+
+def looked_up(table: Tensor, view: View, spec: TokenSpec) -> Tensor:
+    """(B, M, M, W): what a table of `spec.pairs` x W numbers, laid end to end, says of the kind of every pair."""
+    return nn.functional.embedding(kinds_of(view), table.view(spec.pairs, -1))
+
+
 class DistanceBasis(nn.Module):
-    """Distances between the rows of a sample as K Gaussian bumps, after an affine map per ordered pair of types."""
+    """Distances between the rows of a sample as K Gaussian bumps, after an affine map per ordered pair of types.
+
+    Where pairs have kinds (bonds), each kind has a map of its own.
+    """
 
     def __init__(self, spec: TokenSpec) -> None:
         super().__init__()
         self.spec = spec
         self.types = type_count(spec)
-        # One-dimensional, so that weight decay leaves them alone.
-        self.stretch = nn.Parameter(torch.ones(self.types**2))
-        self.shift = nn.Parameter(torch.zeros(self.types**2))
+        # One-dimensional, as all tables of this file, so that weight decay leaves them alone.
+        self.kinds = max(spec.pairs, 1)
+        self.stretch = nn.Parameter(torch.ones(self.types**2 * self.kinds))
+        self.shift = nn.Parameter(torch.zeros(self.types**2 * self.kinds))
 
     def forward(self, view: View) -> Tensor:
         """(B, M, M, K) float32; zero where either place is hidden or padding, and between a row and itself."""
         places, types, seen = places_of(view), types_of(view, self.spec), placed(view)
         distance = (places[:, :, None] - places[:, None]).square().sum(-1).add(1e-12).sqrt()
         pair = types[:, :, None] * self.types + types[:, None]
+        if self.spec.pairs:
+            pair = pair * self.kinds + kinds_of(view)
         mapped = self.stretch[pair] * distance + self.shift[pair]
         both = (
             seen[:, :, None] & seen[:, None] & ~torch.eye(seen.shape[1], dtype=torch.bool, device=seen.device)
@@ -112,12 +129,16 @@ class DistanceView(nn.Module):
         self.surroundings = nn.Linear(self.basis.types * BUMPS, core.width, bias=False)
         nn.init.normal_(self.mix.weight, std=0.02)
         nn.init.normal_(self.surroundings.weight, std=BUMPS**-0.5)
+        self.kinds = nn.Parameter(torch.zeros(spec.pairs * core.depth * core.heads)) if spec.pairs else None
 
     def forward(self, view: View) -> tuple[Tensor, Tensor]:
         """Bias (L, B, H, M, M) and rows (B, M, D) to add to the embedded tokens."""
         with torch.autocast(view.hidden.device.type, enabled=False):
             bumps = self.basis(view)
-            bias = apply_linear(self.mix, bumps).unflatten(-1, (-1, self.heads)).permute(3, 0, 4, 1, 2)
+            mixed = apply_linear(self.mix, bumps)
+            if self.kinds is not None:
+                mixed = mixed + looked_up(self.kinds, view, self.spec)
+            bias = mixed.unflatten(-1, (-1, self.heads)).permute(3, 0, 4, 1, 2)
             types = types_of(view, self.spec)
             kind = nn.functional.one_hot(types, self.basis.types).to(bumps.dtype)
             near = torch.einsum("bijk,bjg->bigk", bumps, kind).flatten(2)
@@ -128,7 +149,7 @@ class EquivariantVelocity(nn.Module):
     """Velocities that turn with the places: v_i = g(h_i) x_i + sum over j of (x_i - x_j) phi(h_i, h_j, d_ij).
 
     Places and velocities count from their mean over the sample. phi is a sum over F filters of the distance, each
-    gated by both states; g and the weights of the filters start at zero.
+    gated by both states and, where pairs have kinds, by these; g and the weights of the filters start at zero.
     """
 
     def __init__(self, spec: TokenSpec, width: int) -> None:
@@ -141,6 +162,8 @@ class EquivariantVelocity(nn.Module):
         self.pull = nn.Linear(width, 1)
         nn.init.zeros_(self.pull.weight)
         nn.init.zeros_(self.pull.bias)
+        self.spec = spec
+        self.gates = nn.Parameter(torch.ones(spec.pairs * FILTERS)) if spec.pairs else None
 
     def forward(self, view: View, states: Tensor) -> Tensor:
         """(B, M, 3) standardised velocities. states: (B, M, D) of the core."""
@@ -148,6 +171,8 @@ class EquivariantVelocity(nn.Module):
             states, seen = states.float(), placed(view)
             x = centred(places_of(view), seen)
             filters = apply_linear(self.filters, self.basis(view))
+            if self.gates is not None:
+                filters = filters * looked_up(self.gates, view, self.spec)
             receive = self.weight * apply_linear(self.receive, states)
             phi = torch.einsum("bijf,bif->bij", filters * apply_linear(self.send, states)[:, None], receive)
             phi = phi * (seen[:, :, None] & seen[:, None])
@@ -161,3 +186,12 @@ def centred(x: Tensor, where: Tensor) -> Tensor:
     x = x * where[..., None]
     mean = x.sum(1, keepdim=True) / where.sum(1).clamp_min(1)[:, None, None]
     return (x - mean) * where[..., None]
+
+
+def turned_onto(x: Tensor, target: Tensor) -> Tensor:
+    """x (B, M, 3) after the rotation or reflection that brings it nearest to the target (Kabsch 1976).
+
+    Both count from their mean, with zeros in rows that do not count.
+    """
+    u, _, vh = torch.linalg.svd(x.transpose(1, 2) @ target)
+    return x @ (u @ vh)

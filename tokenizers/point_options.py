@@ -1,14 +1,15 @@
 """PointOptions and PointState: how clouds become tokens, and what `fit` learned from the training clouds."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
 
 import numpy as np
 
 from consilience.core.batch import TokenSpec
 from consilience.core.errors import ConsilienceError
-from consilience.core.written import LATE
+from consilience.core.written import LATE, written
+from consilience.tokenizers.point_bonds import KINDS
 from consilience.tokenizers.point_records import PointTable, Unit
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -50,6 +51,7 @@ class PointOptions:
         geometry: absolute (coordinates are part of the tokens) or invariant (of points the core sees types and
             distances alone, and `position`, `slots` and `pairwise_bias` play no part: embeddings do not change under
             rotation, reflection, translation and reordering, so mirror images look alike; for denoising).
+        bonds: the core sees the bonds of every cloud, as kinds of pairs; for geometry='invariant', order='given'.
     """
 
     tokens: Literal["points", "patches"] = "points"
@@ -66,6 +68,7 @@ class PointOptions:
     periods: tuple[float, float] = (0.5, 16.0)
     pairwise_bias: bool = False
     geometry: Literal["absolute", "invariant"] = field(default="absolute", metadata=LATE)
+    bonds: bool = field(default=False, metadata=LATE)
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
@@ -94,6 +97,11 @@ class PointOptions:
             )
         if self.geometry == "invariant":
             self._check_invariant()
+        if self.bonds and (self.geometry != "invariant" or self.order != "given"):
+            raise ConsilienceError(
+                "points: bonds=True tells kinds of pairs beside distances and keeps the order of the points; choose "
+                "geometry='invariant' and order='given'"
+            )
 
     def _check_invariant(self) -> None:
         """Raise ConsilienceError for what would give the frame or the order of the points away."""
@@ -146,6 +154,7 @@ class PointState:
         lengths: token counts of the examples.
         compositions: type codes of the examples in the order of their tokens; for types="address" only.
         centres: patch centres of the examples, each n_patches x 3; for patches only.
+        bonds: bonds of the examples, each a list of (point, point, order); for the option bonds only.
     """
 
     types: tuple[str, ...]
@@ -157,10 +166,11 @@ class PointState:
     lengths: tuple[int, ...] = ()
     compositions: tuple[tuple[int, ...], ...] = ()
     centres: tuple[tuple[tuple[float, ...], ...], ...] = ()
+    bonds: tuple[tuple[tuple[int, ...], ...], ...] = field(default=(), metadata=LATE)
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return _listed(asdict(self))
+        return _listed(written(self))
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any]) -> Self:
@@ -207,6 +217,7 @@ def point_spec(options: PointOptions, state: PointState) -> TokenSpec:
         value_scale=state.value_scale,
         pairwise_bias=options.pairwise_bias,
         invariant=invariant,
+        pairs=KINDS if options.bonds else 0,
         constrained=True,  # centred clouds: the last point follows from the others
         **places,
     )

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from consilience.core.batch import TokenBatch, TokenSpec
 from consilience.core.errors import ConsilienceError
-from consilience.core.geometry import DistanceBasis, DistanceView, _Bumps, centred
+from consilience.core.geometry import DistanceBasis, DistanceView, _Bumps, centred, turned_onto
 from consilience.core.modalities import join_biases
 from consilience.core.model import FoundationModel
 from consilience.core.objectives import AnyOrder, Denoising, Masked, NextToken
 from consilience.core.objectives.denoising import noisy_view
 from consilience.core.synthetic_tokenizer import SyntheticTokenizer
+from consilience.core.token_shard import Ragged
 from consilience.core.view import View
 
 SPEC = TokenSpec(name="cloud", addresses=4, channels=3, invariant=True, value_scale=2.0, constrained=True)
@@ -168,6 +169,49 @@ def test_noise_has_no_mean_over_a_sample_and_its_padding_is_zero(tools):
     assert float(noise[tokens.real].square().mean()) == pytest.approx(1 - 3 / 14, abs=0.35)
 
 
+def test_a_turned_copy_comes_back_and_nothing_is_nearer(tools):
+    x = centred(torch.randn(4, 6, 3, generator=tools.seeded()), torch.ones(4, 6, dtype=torch.bool))
+    assert relative(turned_onto(x @ turn(1, mirror=True), x), x) < 1e-5
+    target = torch.randn(4, 6, 3, generator=tools.seeded(1))
+    best = (turned_onto(x, target) - target).square().sum((1, 2))
+    for seed in range(20):
+        other = (x @ turn(seed, mirror=seed % 2 == 1) - target).square().sum((1, 2))
+        assert (best <= other + 1e-4).all()
+
+
+def test_aligned_noise_is_turned_and_nothing_else(tools):
+    """The distances within the noise stay, padding stays zero, and paths get shorter."""
+    tokens = tokens_of(SPEC, lengths=(6, 3, 5))
+    noise, length = [], []
+    for align in (False, True):
+        _, targets = Denoising(align=align).view(tokens, SPEC, tools.seeded(3))
+        noise.append(SPEC.standardise(tokens.values) - targets.velocity)
+        length.append(float(targets.velocity.square().sum()))
+    assert torch.allclose(*(torch.cdist(one, one) for one in noise), atol=1e-4)
+    assert not noise[1][1, 3:].any()
+    assert length[1] < 0.9 * length[0]
+    with pytest.raises(ConsilienceError, match="align needs tokens without a frame"):
+        Denoising(align=True).likelihoods(replace(SPEC, invariant=False))
+    with pytest.raises(ConsilienceError, match="noise of one level has none"):
+        Denoising(align=True, noise=0.1)
+
+
+def test_pairs_belong_to_invariant_tokens():
+    with pytest.raises(ConsilienceError, match="they need invariant tokens"):
+        TokenSpec(name="t", channels=3, pairs=2)
+    spec = replace(SPEC, pairs=2)
+    tokens = tokens_of(SPEC)
+    for pairs, message in (
+        (None, "need `pairs`"),
+        (torch.zeros(3, 6, 5), "expected"),
+        (torch.full((3, 6, 6), 2), "0..1"),
+    ):
+        with pytest.raises(ConsilienceError, match=message):
+            replace(tokens, pairs=pairs).validate(spec)
+    with pytest.raises(ConsilienceError, match="a token cache holds tokens and no pairs"):
+        Ragged.of(replace(tokens, pairs=torch.zeros(3, 6, 6, dtype=torch.uint8)), spec)
+
+
 @torch.no_grad()
 def test_generation_turns_with_its_noise(tools, monkeypatch):
     """Two draws whose noise differs by a rotation give clouds that differ by it."""
@@ -244,7 +288,7 @@ def loss_after(source: Triangles, tools, steps: int, clouds: int) -> float:
 
 
 def test_a_turned_figure_is_learned_from_less(tools):
-    """Same core, same steps: from 8 turned copies the invariant model is ahead of the absolute one with 4,000."""
+    """Same core, same steps: from 8 turned copies the invariant model learns what the absolute one needs 4,000 for."""
     few = loss_after(Triangles(invariant=True), tools, 250, 8)
-    many = loss_after(Triangles(invariant=False), tools, 250, 4000)
-    assert few < 0.9 * many
+    assert few < 0.95 * loss_after(Triangles(invariant=False), tools, 250, 4000)
+    assert few < 0.6 * loss_after(Triangles(invariant=False), tools, 250, 8)
