@@ -9,6 +9,7 @@ both mirror images come out.
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ def etkdg(
     copy.RemoveAllConformers()
     if not stereo:
         Chem.RemoveStereochemistry(copy)
-    parameters = rdDistGeom.ETKDGv3()
+    parameters: Any = rdDistGeom.ETKDGv3()
     parameters.randomSeed = seed + 1  # RDKit reads 0 and below otherwise
     with rdBase.BlockLogs():
         Chem.SanitizeMol(copy)

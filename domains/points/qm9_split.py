@@ -5,6 +5,7 @@ command that uses one writes the indices beside its results.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -77,4 +78,5 @@ def split_of(
 def write_indices(split: Split, path: Path) -> None:
     """The positions of all parts as .npz: train, validation, test."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **split.parts())
+    parts: dict[str, Any] = dict(split.parts())
+    np.savez_compressed(path, **parts)
