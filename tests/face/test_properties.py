@@ -16,11 +16,13 @@ from consilience.core.lora import adapter_state, merge_adapters
 from consilience.core.records import take_records
 from consilience.domains.finetuning import PropertyTarget, tune
 from consilience.domains.label_readouts import check_labels
-from consilience.domains.molecules.property_data import PropertyData, read_properties
-from consilience.domains.molecules.property_split import read_split, scaffold_split, split_digest, write_split
+from consilience.domains.labelled import LabelledTable
+from consilience.domains.labelled_split import group_split, read_split, split_digest, write_split
+from consilience.domains.molecules.labels import read_labels
 from consilience.properties import table as tables
 from consilience.properties.question import ROWS
 from consilience.properties.scores import score
+from consilience.tokenizers.molecule_notation import canonical
 
 pytest.importorskip("peft")
 QUICK = ["--seeds", "2", "--epochs", "2"]
@@ -62,16 +64,16 @@ def changed(file: Path, tmp_path: Path, *rows: str) -> Path:
     return path
 
 
-def replace_test_labels(data: PropertyData) -> np.ndarray:
+def replace_test_labels(data: LabelledTable) -> np.ndarray:
     """The labels with one class alone in the test part."""
     labels = data.labels.copy()
-    labels[scaffold_split(data).test] = 1.0
+    labels[group_split(data).test] = 1.0
     return labels
 
 
 def test_rows_that_cannot_be_used_are_named(file, molecules, tmp_path) -> None:
     first, second = molecules.smiles[:2]
-    data = read_properties(
+    data = read_labels(
         changed(
             file, tmp_path, "a,C1CC,0.5,1,1", f"b,{first},{molecules.logP[0]},{molecules.rich[0]},0",
             f"c,{second},99,1,1", "d,CCO,,,",
@@ -82,50 +84,50 @@ def test_rows_that_cannot_be_used_are_named(file, molecules, tmp_path) -> None:
     assert "row 121: RDKit cannot read 'C1CC'" in reasons
     assert "row 122 is the same molecule as row 1" in reasons
     assert "rows 2, 123 are one molecule with different labels of 'logP'" in reasons
-    assert len(data.collection) == 119 and data.unlabelled == 1
+    assert len(data.collection) == 119 and data.left_out["without a label"] == 1
     assert not {"CCO"} & set(data.collection.records)
     assert data.kind == "regression" and not data.classes
 
 
 def test_kinds_come_from_the_labels(file, molecules, tmp_path) -> None:
-    assert read_properties(file, ["rich"]).kind == "classification"
-    assert read_properties(file, ["rich"], kind="regression").kind == "regression"
+    assert read_labels(file, ["rich"]).kind == "classification"
+    assert read_labels(file, ["rich"], kind="regression").kind == "regression"
     text = tmp_path / "text.csv"
     molecules.assign(rich=np.where(molecules.rich == 1, "yes", "no")).to_csv(text, index=False)
-    named, plain = read_properties(text, ["rich"]), read_properties(file, ["rich"])
+    named, plain = read_labels(text, ["rich"]), read_labels(file, ["rich"])
     assert named.classes == {"rich": ("no", "yes")} and plain.classes == {"rich": ("0", "1")}
     assert (named.labels == plain.labels).all()
     with pytest.raises(ConsilienceError, match=r"there is no label column 'ricj'.*logP, rich, half"):
-        read_properties(file, ["ricj"])
+        read_labels(file, ["ricj"])
     one_class = replace_test_labels(plain)
     with pytest.raises(ConsilienceError, match="nothing can be scored"):
-        check_labels(one_class, ("rich",), scaffold_split(plain), "classification")
+        check_labels(one_class, ("rich",), group_split(plain), "classification")
     with pytest.raises(ConsilienceError, match="different kinds"):
-        read_properties(file, ["rich", "logP"])
+        read_labels(file, ["rich", "logP"])
     with pytest.raises(ConsilienceError, match="not two classes"):
-        read_properties(file, ["logP"], kind="classification")
+        read_labels(file, ["logP"], kind="classification")
 
 
 def test_the_split_does_not_depend_on_the_order_of_rows(file, molecules, tmp_path) -> None:
-    data = read_properties(file, ["logP"])
-    split = scaffold_split(data)
+    data = read_labels(file, ["logP"])
+    split = group_split(data)
     shuffled = tmp_path / "shuffled.csv"
     molecules.sample(frac=1, random_state=1).to_csv(shuffled, index=False)
-    other = read_properties(shuffled, ["logP"])
-    assert split_digest(scaffold_split(other), other) == split_digest(split, data)
+    other = read_labels(shuffled, ["logP"])
+    assert split_digest(group_split(other), other) == split_digest(split, data)
     groups = [set(data.collection.group_of[index]) for index in split.parts().values()]
     assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
     write_split(tmp_path / "split.csv", split, data)
-    back, read, unplaced = read_split(tmp_path / "split.csv", other)
+    back, read, unplaced = read_split(tmp_path / "split.csv", other, canonical)
     assert split_digest(read, back) == split_digest(split, data) and unplaced == 0
     lines = (tmp_path / "split.csv").read_text().splitlines()
     (tmp_path / "fewer.csv").write_text("\n".join(lines[:1] + lines[2:]))
-    back, read, unplaced = read_split(tmp_path / "fewer.csv", data)
+    back, read, unplaced = read_split(tmp_path / "fewer.csv", data, canonical)
     assert unplaced == 1 and len(back.collection) == 119
     assert split_digest(read, back) != split_digest(split, data)
     (tmp_path / "wrong.csv").write_text("part,smiles\ntrain,CCO\nlast,CCC\n")
     with pytest.raises(ConsilienceError, match="row 2 is in part 'last'"):
-        read_split(tmp_path / "wrong.csv", data)
+        read_split(tmp_path / "wrong.csv", data, canonical)
 
 
 def test_every_row_once_and_then_from_its_file(command, model, file, tmp_path, monkeypatch) -> None:

@@ -52,7 +52,7 @@ def finetune(
     """
     from consilience.core.lora import LoraOptions
     from consilience.domains.finetuning import tune_by_validation
-    from consilience.domains.molecules.property_split import write_split
+    from consilience.domains.labelled_split import write_split
     from consilience.properties.rows import check_row
     from consilience.properties.scores import score
     from consilience.properties.tuned import save_tuned
@@ -65,7 +65,7 @@ def finetune(
         seeds=1, epochs=epochs, device=device,
     )  # fmt: skip
     prepared, places = question.readable()
-    try_writing(folder / "property.json", lambda path: path.write_text(""))
+    try_writing(folder / "property.json", lambda path: path.touch())
     write_failures(question.data.collection.failures, folder / "molecules")
     with telling("run", shown=progress) as tell:
         (tuned,) = tune_by_validation(

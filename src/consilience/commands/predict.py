@@ -57,24 +57,22 @@ def predict(
     import pandas as pd
 
     from consilience import registry
-    from consilience.domains.molecules.writers import smiles_of
     from consilience.properties.tuned import load_tuned
 
     target = None if out is None else Path(out).expanduser()
     if target is not None and target.suffix != ".csv":
         raise ConsilienceError(f"{target}: predictions are written as .csv")
     if target is not None:
-        try_writing(target, lambda path: path.write_text(""))
+        try_writing(target, lambda path: path.touch())
     model = load_tuned(
         Path(run).expanduser(), base=None if base is None else Path(base).expanduser(), device=device
     )
-    collection = read_collection(
-        registry.domain(model.headed.name),
-        data,
-        {"scaffolds": False, "properties": False, **(read_options or {})},
-    )
+    science = registry.domain(model.headed.name)
+    options = {"scaffolds": False, "properties": False, **(read_options or {})}
+    collection = read_collection(science, data, options)
     values, index, refused = model.predict(collection.records)
-    columns: dict[str, Any] = {"id": collection.ids[index], "smiles": smiles_of(collection, index)}
+    smiles = science.embedding_columns(collection, index)["smiles"]
+    columns: dict[str, Any] = {"id": collection.ids[index], "smiles": smiles}
     for number, name in enumerate(model.targets):
         suffix = f"_{name}" if len(model.targets) > 1 else ""
         own = values[:, number]

@@ -67,7 +67,7 @@ def evaluate_task(
         seeds=seeds, epochs=epochs, device=device,
     )  # fmt: skip
     place = folder_of_task(model, task, targets) if out is None else Path(out).expanduser()
-    try_writing(place / "table.json", lambda path: path.write_text(""))
+    try_writing(place / "table.json", lambda path: path.touch())
     write_failures(question.data.collection.failures, place / "molecules")
     with telling("row", shown=progress) as tell:
         return fill_table(question, [row for row in ROWS if row in chosen], place, tell)

@@ -14,8 +14,8 @@ from consilience.core.records import fingerprint
 from consilience.domains.base import Domain
 from consilience.domains.finetuning import EPOCHS, LEARNING_RATES, METHODS
 from consilience.domains.label_readouts import TREES, check_labels
-from consilience.domains.molecules.property_data import PropertyData, read_properties
-from consilience.domains.molecules.property_split import read_split, scaffold_split, split_digest
+from consilience.domains.labelled import LabelledTable
+from consilience.domains.labelled_split import group_split, read_split, split_digest
 from consilience.domains.penalties import Kind
 from consilience.domains.preparation import Prepared
 from consilience.domains.splits import Split
@@ -45,7 +45,7 @@ class Question:
         epochs: of fine-tuning, at most.
     """
 
-    data: PropertyData
+    data: LabelledTable
     split: Split
     digest: str
     unplaced: int
@@ -121,15 +121,11 @@ def ask(
         seeds: runs of every row that has chance in it.
         epochs: of fine-tuning, at most.
     """
-    if domain.name != "molecules":
-        raise ConsilienceError(
-            f"a table of SMILES needs a model that knows molecules, this one knows {domain.name}"
-        )
-    data, unplaced = read_properties(file, targets, smiles_column=smiles_column, kind=kind), 0
+    data, unplaced = domain.read_labels(file, targets, column=smiles_column, kind=kind), 0
     if split is None:
-        parts = scaffold_split(data)
+        parts = group_split(data)
     else:
-        data, parts, unplaced = read_split(split, data)
+        data, parts, unplaced = read_split(split, data, domain.canonical)
     check_labels(data.labels, data.targets, parts, data.kind)
     return Question(
         data=data,

@@ -13,7 +13,6 @@ from consilience.core.model import FoundationModel
 from consilience.core.readouts import candidates
 from consilience.domains.finetuning import METHODS, tune_by_validation
 from consilience.domains.label_readouts import forest_scores, linear_scores, trivial_scores
-from consilience.domains.molecules.evaluate import morgan_fingerprints
 from consilience.domains.preparation import Prepared
 from consilience.domains.readout_search import search
 from consilience.properties.question import Question
@@ -71,7 +70,8 @@ def _trivial(question: Question, tell: Tell) -> Predicted:
 
 
 def _forest(question: Question, tell: Tell) -> Predicted:
-    features, runs = morgan_fingerprints(question.data.collection.records), []
+    counts = question.domain.baseline(question.data.collection, question.split.train)[1]
+    features, runs = (counts > 0).astype(np.float32), []  # of fragments, as in the published bar
     for seed in range(question.seeds):
         tell(f"forest: seed {seed}")
         runs.append(
@@ -81,7 +81,7 @@ def _forest(question: Question, tell: Tell) -> Predicted:
 
 
 def _linear(question: Question, tell: Tell) -> Predicted:
-    features = morgan_fingerprints(question.data.collection.records, counts=True)
+    features = question.domain.baseline(question.data.collection, question.split.train)[1]
     columns = [
         linear_scores(features, own, question.split, question.data.kind) for own in question.data.labels.T
     ]

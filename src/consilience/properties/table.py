@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from consilience.domains.molecules.property_split import write_split
+from consilience.domains.labelled_split import write_split
 from consilience.properties.question import Question
 from consilience.properties.rows import TITLES, Predicted, Tell, predict_row
 from consilience.properties.scores import LOWER_IS_BETTER, METRICS, Scored, score
@@ -160,9 +160,6 @@ def _table(question: Question, done: Mapping[str, tuple[Predicted, float]], fold
     data, test = question.data, question.split.test
     truth, groups = data.labels[test], data.collection.group_of[test]
     scored = {row: score(data.kind, truth, groups, found.scores) for row, (found, _) in done.items()}
-    reasons = [failure.reason for failure in data.collection.failures]
-    repeated = sum(" is the same molecule as row " in reason for reason in reasons)
-    conflicts = sum(" with different labels of " in reason for reason in reasons)
     return PropertyTable(
         file=data.collection.source,
         targets=data.targets,
@@ -172,13 +169,7 @@ def _table(question: Question, done: Mapping[str, tuple[Predicted, float]], fold
             "all": len(data.collection),
             **{name: len(index) for name, index in question.split.parts().items()},
         },
-        left_out={
-            "without a label": data.unlabelled,
-            "unreadable": len(reasons) - repeated - conflicts,
-            "repeated": repeated,
-            "labels in conflict": conflicts,
-            "not in the given split": question.unplaced,
-        },
+        left_out={**data.left_out, "not in the given split": question.unplaced},
         split=question.digest,
         model=question.model_digest,
         seeds=question.seeds,

@@ -147,7 +147,8 @@ def load_tuned(folder: Path, *, base: Path | None = None, device: str = "cpu") -
         target = PropertyTarget(
             kind=about["kind"], mean=np.array(about["mean"]), spread=np.array(about["spread"])
         )
-        head = nn.Linear(*reversed(tensors[f"{HEAD}weight"].shape))
+        outputs, width = tensors[f"{HEAD}weight"].shape
+        head = nn.Linear(width, outputs)
         model = load(folder if lora is None else _base(base or place, about["base"]["sha256"]), device=device)
         if lora is not None:
             with torch.random.fork_rng(devices=[]):

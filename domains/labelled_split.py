@@ -1,16 +1,16 @@
-"""The split of a table of labelled molecules: by scaffold, written so that anybody can run on the same one."""
+"""The split of a labelled table: by group (scaffold), written so that anybody can run on the same one."""
 
 import csv
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from consilience.core.errors import ConsilienceError
-from consilience.domains.molecules.property_data import PropertyData
+from consilience.domains.labelled import LabelledTable
 from consilience.domains.splits import Split, grouped_split
-from consilience.tokenizers.molecule_notation import canonical
 
 FRACTIONS = (0.8, 0.1, 0.1)
 PARTS = {
@@ -23,13 +23,13 @@ PARTS = {
 """How files spell the parts."""
 
 
-def scaffold_split(data: PropertyData) -> Split:
-    """80 / 10 / 10 by Bemis-Murcko scaffold; seed 0, so that a file has one split whatever the order of its rows."""
+def group_split(data: LabelledTable) -> Split:
+    """80 / 10 / 10 by group; seed 0, so that a file has one split whatever the order of its rows."""
     return grouped_split(data.collection.group_of, fractions=FRACTIONS, seed=0)
 
 
-def split_digest(split: Split, data: PropertyData) -> str:
-    """SHA-256 (64 hex digits) of the lines `part<tab>canonical SMILES`, sorted; independent of the order of rows."""
+def split_digest(split: Split, data: LabelledTable) -> str:
+    """SHA-256 (64 hex digits) of the lines `part<tab>record`, sorted; independent of the order of rows."""
     lines = sorted(
         f"{part}\t{data.collection.records[place]}\n"
         for part, index in split.parts().items()
@@ -38,8 +38,8 @@ def split_digest(split: Split, data: PropertyData) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def write_split(path: Path, split: Split, data: PropertyData) -> None:
-    """CSV with part, id, canonical SMILES and scaffold of every molecule."""
+def write_split(path: Path, split: Split, data: LabelledTable) -> None:
+    """CSV with part, id, canonical SMILES and scaffold of every record."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("part", "id", "smiles", "scaffold"))
@@ -51,8 +51,15 @@ def write_split(path: Path, split: Split, data: PropertyData) -> None:
                 )
 
 
-def read_split(path: Path, data: PropertyData) -> tuple[PropertyData, Split, int]:
+def read_split(
+    path: Path, data: LabelledTable, canonical: Callable[[str], str]
+) -> tuple[LabelledTable, Split, int]:
     """The split in a CSV with the columns `part` (train, validation or valid, test) and `smiles`.
+
+    Args:
+        path: the file.
+        data: what is to be split.
+        canonical: the string by which records are told apart.
 
     Returns:
         The molecules that the file places, their split, and how many molecules it does not place.

@@ -4,10 +4,8 @@ Rows are counted from 1, the header apart. Molecules are told apart by RDKit's c
 salts and all) and sorted by it, so that the order of the rows changes nothing that follows.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -15,6 +13,7 @@ from rdkit import Chem
 
 from consilience.core.errors import ConsilienceError
 from consilience.core.records import Collection, Failure, fingerprint
+from consilience.domains.labelled import LabelledTable
 from consilience.domains.molecules.readers import read_columns
 from consilience.domains.molecules.scaffolds import scaffold_group
 from consilience.domains.penalties import Kind
@@ -24,41 +23,9 @@ SAME = 1e-6
 """Numbers that differ by less, relative to their size, are one measurement written twice."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PropertyData:
-    """Molecules with labels.
-
-    Args:
-        collection: canonical SMILES, sorted; scaffolds as groups; float labels, NaN where unknown. Its failures are
-            the rows left out (`index` counts from 0): unreadable, repeated, or in conflict.
-        targets: T names of columns.
-        kind: of all targets. Classes are 0 and 1.
-        classes: target -> what 0 and 1 are called in the file; empty for numbers.
-        rows: of the file.
-        unlabelled: rows without any label.
-    """
-
-    collection: Collection
-    targets: tuple[str, ...]
-    kind: Kind
-    classes: Mapping[str, tuple[str, str]]
-    rows: int
-    unlabelled: int
-
-    @property
-    def labels(self) -> np.ndarray:
-        """(n, T) float64, NaN where unknown."""
-        return np.column_stack([self.collection.labels[name] for name in self.targets])
-
-    def take(self, index: np.ndarray) -> Self:
-        """The molecules at these places; what was left out of the file stays on record."""
-        part = replace(self.collection.take(index), failures=self.collection.failures)
-        return replace(self, collection=part)
-
-
-def read_properties(
+def read_labels(
     path: Path, targets: Sequence[str], *, smiles_column: str | None = None, kind: Kind | None = None
-) -> PropertyData:
+) -> LabelledTable:
     """Molecules and labels of a .csv or .tsv file (also .gz).
 
     Args:
@@ -102,14 +69,28 @@ def read_properties(
     ):
         ids = named.tolist()
     collection = _collect(path, smiles.tolist(), ids, labels, targets)
-    return PropertyData(
+    return LabelledTable(
         collection=collection,
         targets=tuple(targets),
         kind=found,
         classes={name: classes for name, (_, classes) in encoded.items() if classes is not None},
         rows=len(frame),
-        unlabelled=int(np.isnan(labels).all(axis=1).sum()),
+        left_out=_reasons(collection.failures) | {"without a label": int(np.isnan(labels).all(axis=1).sum())},
     )
+
+
+REPEATED, CONFLICT = "is the same molecule as", "are one molecule with different labels of"
+
+
+def _reasons(failures: Sequence[Failure]) -> dict[str, int]:
+    """How many rows were left out why."""
+    repeated = sum(REPEATED in failure.reason for failure in failures)
+    conflicts = sum(CONFLICT in failure.reason for failure in failures)
+    return {
+        "unreadable": len(failures) - repeated - conflicts,
+        "repeated": repeated,
+        "labels in conflict": conflicts,
+    }
 
 
 def _text(column: pd.Series) -> pd.Series:
@@ -212,7 +193,7 @@ def _merged(
     found, notes = labels[places[0]].copy(), []
     rows = ", ".join(str(place + 1) for place in places)
     for place in places[1:]:
-        reason = f"row {place + 1} is the same molecule as row {places[0] + 1}"
+        reason = f"row {place + 1} {REPEATED} row {places[0] + 1}"
         notes.append(Failure(index=place, id=ids[place], reason=reason))
     for number, name in enumerate(targets):
         own = labels[places, number]
@@ -222,9 +203,7 @@ def _merged(
         found[number] = own[0]
         if np.ptp(own) > SAME * max(1.0, np.abs(own).max()):
             told = ", ".join(f"{value:g}" for value in own)
-            reason = (
-                f"rows {rows} are one molecule with different labels of {name!r} ({told}): all are left out"
-            )
+            reason = f"rows {rows} {CONFLICT} {name!r} ({told}): all are left out"
             notes.append(Failure(index=places[0], id=ids[places[0]], reason=reason))
             found[number] = np.nan
     return found, notes
