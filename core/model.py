@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -12,18 +12,22 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from consilience.core.attention import Layout
-from consilience.core.batch import TokenBatch, TokenSpec
+from consilience.core.batch import TokenBatch
 from consilience.core.errors import ConsilienceError
-from consilience.core.likelihoods import Field, Likelihood
 from consilience.core.modalities import join_angles, join_biases, join_patterns, join_times
 from consilience.core.objectives.base import Objective, sum_fields
 from consilience.core.port import Port
+from consilience.core.predictor import DomainPredictor
 from consilience.core.readouts import Pool
 from consilience.core.records import Failure
 from consilience.core.sampling import Sampling
 from consilience.core.tokenizer import Tokenizer
 from consilience.core.transformer import CoreConfig, CoreInput, KeyValueCache, States, Transformer
 from consilience.core.view import Loss, Scored, View
+
+if TYPE_CHECKING:
+    from consilience.core.generation import Hidden
+    from consilience.core.log_likelihood import LogLikelihood
 
 HEAD_NUMBERS = 2**23
 """Parameters of likelihoods that are held at once in training (32 MB); more are computed in pieces."""
@@ -193,7 +197,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         ]
         return objective.reduce(torch.cat(parts), port.likelihoods, scored)
 
-    def predictor(self, domain: str | None = None) -> "DomainPredictor":
+    def predictor(self, domain: str | None = None) -> DomainPredictor:
         """The model seen through one science, for samplers and likelihoods."""
         return DomainPredictor(self, self.domain_of(domain))
 
@@ -241,7 +245,6 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
             precision=precision,
         )
 
-    @torch.no_grad()
     def generate(
         self,
         n: int,
@@ -249,6 +252,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         domain: str | None = None,
         seed: int = 0,
         batch_size: int = 256,
+        pattern: str | None = None,
         **options: Any,
     ) -> Any:
         """n new records.
@@ -258,37 +262,107 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
             domain: the science; may be left out when the model knows one.
             seed: of all randomness.
             batch_size: records at a time.
-            options: of the objective's sampler: steps, temperature, mean.
+                pattern: what every record must hold, in the notation of the science, where it has one (molecules:
+                `c1ccc(*)cc1`).
+            options: of the objective's sampler (`core.sampling.Sampling`): steps, temperature, top_k, top_p,
+                unmask_order, mean.
         """
-        if n < 1:
-            raise ConsilienceError(f"n must be at least 1, not {n}")
-        tokens = self.generate_tokens(n, domain=domain, seed=seed, batch_size=batch_size, **options)
+        tokens = self.generate_tokens(
+            n, domain=domain, seed=seed, batch_size=batch_size, pattern=pattern, **options
+        )
         return self.tokenizers[self.domain_of(domain)].decode(tokens)
 
-    @torch.no_grad()
     def generate_tokens(
-        self, n: int, *, domain: str | None = None, seed: int = 0, batch_size: int = 256, **options: Any
+        self,
+        n: int,
+        *,
+        domain: str | None = None,
+        seed: int = 0,
+        batch_size: int = 256,
+        pattern: str | None = None,
+        **options: Any,
     ) -> TokenBatch:
         """n new samples as tokens; see `generate`."""
-        self.eval()
-        name = self.domain_of(domain)
-        tokenizer = self.tokenizers[name]
-        sampling = Sampling.of(options, end_id=tokenizer.end_id)
-        generator = torch.Generator().manual_seed(seed)
-        done = []
-        for start in range(0, n, batch_size):
-            count = min(batch_size, n - start)
-            template = tokenizer.template(count, generator=generator, open_end=self.objective.ends_samples)
-            hidden = template.real & ~template.is_given
-            filled = self.objective.sample(
-                self.predictor(name),
-                template.to(self.device),
-                hidden.to(self.device),
-                generator,
-                sampling,
-            )
-            done.append(filled.to("cpu"))
-        return TokenBatch.concatenate(done)
+        from consilience.core.generation import generate_tokens
+
+        return generate_tokens(
+            self,
+            n,
+            domain=self.domain_of(domain),
+            seed=seed,
+            batch_size=batch_size,
+            pattern=pattern,
+            **options,
+        )
+
+    def complete(
+        self,
+        records: Any,
+        hidden: "Hidden",
+        *,
+        domain: str | None = None,
+        seed: int = 0,
+        batch_size: int = 256,
+        **options: Any,
+    ) -> Any:
+        """The records with some tokens drawn anew from all the others; those stay as they are.
+
+        Args:
+            records: as the science's tokenizer takes them.
+            hidden: (n, N) bool over the tokens of `encode(records)`, True for tokens to draw; or a function that
+                makes it of those tokens. Given tokens are never drawn, and a symbol that ends a sample only where
+                the objective looks back.
+            domain: the science; may be left out when the model knows one.
+            seed: of all randomness.
+            batch_size: records at a time; part of what a seed means.
+            options: as in `generate`.
+
+        Raises:
+            ConsilienceError: when the objective could not look at all that is kept (next-token after a gap).
+        """
+        from consilience.core.generation import complete_tokens
+
+        tokenizer = self.tokenizers[self.domain_of(domain)]
+        tokens = complete_tokens(
+            self,
+            tokenizer.encode(records),
+            hidden,
+            domain=self.domain_of(domain),
+            seed=seed,
+            batch_size=batch_size,
+            **options,
+        )
+        return tokenizer.decode(tokens)
+
+    def log_likelihood(
+        self,
+        records: Any,
+        *,
+        domain: str | None = None,
+        draws: int | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+    ) -> "LogLikelihood":
+        """log p of every record in nats, and whether that is exact or a bound; see `core.log_likelihood`.
+
+        The same whatever the batch size, the order and the neighbours: what is random about it (orders, masks) is
+        drawn from the seed and the record itself.
+
+        Args:
+            records: as the science's tokenizer takes them.
+            domain: the science; may be left out when the model knows one.
+            draws: orders or masks that are averaged for each record; default: 1 order, 16 masks.
+            seed: of orders and masks.
+            batch_size: records at a time; changes speed and memory only.
+
+        Raises:
+            ConsilienceError: for an objective whose loss is a surrogate.
+        """
+        from consilience.core.log_likelihood import of_records
+
+        return of_records(
+            self, records, self.domain_of(domain), draws=draws, seed=seed, batch_size=batch_size
+        )
 
     @torch.no_grad()
     def fill(
@@ -347,35 +421,3 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
 
         # Not the mixin's own: it would rebuild the arguments of __init__ from config.json by their types.
         return cls.load(fetch_model(str(pretrained_model_name_or_path), options), device=device)
-
-
-@dataclass(frozen=True)
-class DomainPredictor:
-    """A model seen through one science; see `core.objectives.base.Predictor`."""
-
-    model: FoundationModel
-    domain: str
-
-    @property
-    def port(self) -> Port:
-        """The embedder and heads of the science."""
-        return self.model._port(self.domain)
-
-    @property
-    def spec(self) -> TokenSpec:
-        """The tokens of the science."""
-        return self.port.spec
-
-    @property
-    def likelihoods(self) -> dict[Field, Likelihood]:
-        """The likelihood of each field."""
-        return self.port.likelihoods
-
-    def __call__(self, view: View, *, cache: KeyValueCache | None = None) -> dict[Field, Tensor]:
-        """Parameters of each likelihood for every row."""
-        asked = view.tokens.address if view.ask_address is None else view.ask_address
-        return self.port.predict(self.model.forward({self.domain: view}, cache=cache).final, asked)
-
-    def new_cache(self, batch: int, rows: int) -> KeyValueCache:
-        """An empty key-value cache."""
-        return KeyValueCache(self.model.core_config, batch, rows, next(self.model.parameters()))

@@ -35,10 +35,13 @@ def build_optimizer(
         ]
         return torch.optim.AdamW(groups, **shared)
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return Together(
-        torch.optim.Muon(hidden, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(groups, **shared),
+    rest = torch.optim.AdamW(groups, **shared)
+    if not hidden:  # a frozen core
+        return rest
+    muon = torch.optim.Muon(
+        hidden, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
     )
+    return Together(muon, rest)
 
 
 class Together(torch.optim.Optimizer):

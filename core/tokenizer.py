@@ -13,16 +13,20 @@ Implementations live in `tokenizers/`, one file a science. Rules that every one 
 
 from abc import ABC, abstractmethod
 from dataclasses import fields
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from consilience.core.batch import TokenBatch, TokenSpec
-from consilience.core.errors import UnreadableRecordError
+from consilience.core.errors import ConsilienceError, UnreadableRecordError
 from consilience.core.records import Failure, take_records
 
 Records = TypeVar("Records")
+
+Ending = Literal["kept", "drawn", "open"]
+"""Who says where a sample of a pattern ends; see `Tokenizer.pattern`."""
 
 
 class Tokenizer(ABC, Generic[Records]):
@@ -80,6 +84,25 @@ class Tokenizer(ABC, Generic[Records]):
         themselves with their end symbol, where the science has one, and get the longest length.
         """
 
+    def pattern(
+        self, text: str, n: int, *, generator: torch.Generator, ending: Ending
+    ) -> tuple[TokenBatch, Tensor]:
+        """n samples that hold what a pattern says, and which of their tokens are to be filled, (n, N) bool.
+
+        Args:
+            text: the pattern, in the notation of the science.
+            n: how many.
+            generator: lengths of free parts.
+            ending: kept: the length is drawn and the end is told; drawn: the length is drawn, the end is to be
+                filled; open: there is room for the longest sample, the end is to be filled.
+
+        Raises:
+            ConsilienceError: for a pattern that cannot be read, or a science without patterns (the default).
+        """
+        raise ConsilienceError(
+            f"{self.science} records are not written as patterns: FoundationModel.complete keeps what tokens you choose"
+        )
+
     def describe(self, record: Any) -> str:
         """A few lines that show a person the tokens of one record (one element of the records)."""
         tokens = self.encode([record])  # type: ignore[arg-type]
@@ -110,3 +133,8 @@ class Tokenizer(ABC, Generic[Records]):
     def end_id(self) -> int | None:
         """The symbol that ends a sample, when there is one: samplers stop there."""
         return None
+
+    @property
+    def marks(self) -> tuple[int, ...]:
+        """Symbols that are no content, such as the end: they are not drawn where a known number of tokens is filled."""
+        return () if self.end_id is None else (self.end_id,)

@@ -134,6 +134,21 @@ class Domain(ABC):
         """The string by which the records of `read_labels` are told apart; ConsilienceError for one unreadable."""
         return record
 
+    keeps_columns: ClassVar[tuple[str, ...]] = ()
+    """Endings of files of records that hold columns beside them."""
+
+    def summary(self, records: Any) -> str:
+        """One line on generated records."""
+        return f"{len(records)} generated records"
+
+    def scaffold_patterns(self, scaffold: str) -> list[str]:
+        """Patterns (`Tokenizer.pattern`) that keep a scaffold, the best first."""
+        raise ConsilienceError(f"{self.name} records have no scaffolds")
+
+    def holds(self, records: Any, *, pattern: str | None, scaffold: str | None) -> np.ndarray | None:
+        """(n,) bool, which records hold what they were asked to, where this science can tell."""
+        return None
+
     def write_records(self, records: Any, path: Path, columns: Mapping[str, Any] | None = None) -> None:
         """Write generated records in a format of this science's community, chosen by the file ending."""
         raise ConsilienceError(f"{path}: {self.name} has no writer for records yet")

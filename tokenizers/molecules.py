@@ -16,9 +16,10 @@ import torch
 from consilience.core.batch import TokenBatch, TokenSpec
 from consilience.core.errors import ConsilienceError, UnreadableRecordError
 from consilience.core.records import Failure
-from consilience.core.tokenizer import Tokenizer
+from consilience.core.tokenizer import Ending, Tokenizer
 from consilience.tokenizers.molecule_notation import Notation, longest_randomised
 from consilience.tokenizers.molecule_options import MoleculeOptions
+from consilience.tokenizers.molecule_patterns import Free, draw_lengths, read_pattern
 from consilience.tokenizers.molecule_symbols import BOS, EOS, SPECIALS, split
 from consilience.tokenizers.molecule_table import SymbolTable
 from consilience.tokenizers.molecule_vocabulary import learn
@@ -62,6 +63,11 @@ class MoleculeTokenizer(Tokenizer[Sequence[Any]]):
     def end_id(self) -> int:
         """The id of <eos>."""
         return SPECIALS.index(EOS)
+
+    @property
+    def marks(self) -> tuple[int, ...]:
+        """The ids of <bos> and <eos>."""
+        return tuple(range(len(SPECIALS)))
 
     @classmethod
     def fit(cls, records: Sequence[Any], **options: Any) -> Self:
@@ -144,6 +150,55 @@ class MoleculeTokenizer(Tokenizer[Sequence[Any]]):
                 torch.multinomial(share, n, replacement=True, generator=generator) if n else share.long()[:0]
             )
         return self._empty(length).validate(self._spec)
+
+    def pattern(
+        self, text: str, n: int, *, generator: torch.Generator, ending: Ending
+    ) -> tuple[TokenBatch, torch.Tensor]:
+        """n samples that keep the symbols of a pattern; see `molecule_patterns`.
+
+        Raises:
+            ConsilienceError: for a string that is no pattern, an unknown symbol, lengths that cannot be, or an open
+                ending of anything but a beginning with one `*`.
+        """
+        pattern = read_pattern(text)
+        for symbol in (symbol for part in pattern.parts if not isinstance(part, Free) for symbol in part):
+            if symbol not in self.table.index:
+                raise ConsilienceError(
+                    f"pattern {text!r}: the model knows no symbol {symbol!r} ({self.options.notation})"
+                )
+        if ending != "kept" and not pattern.is_beginning:
+            raise ConsilienceError(
+                f"pattern {text!r} needs a model that looks both ways (any-order, masked, masked-diffusion); this one "
+                "looks back only, and goes on from a beginning with one * of any length after it, as in 'CCO*'"
+            )
+        limit = self.options.max_length
+        if ending == "open":
+            room = max(len(self.length_counts) - 1, pattern.kept + 3) + MARGIN
+            extra = torch.full((n, 1), min(room, limit or room) - pattern.kept - 2)
+            if n and int(extra[0, 0]) < 1:
+                raise ConsilienceError(
+                    f"pattern {text!r} leaves no room within max_length={limit}: shorten it"
+                )
+        else:
+            extra = draw_lengths(pattern, n, self.length_counts, limit, generator)
+        tokens = self._empty(extra.sum(1) + pattern.kept + 2)
+        hidden = torch.zeros_like(tokens.real)
+        assert tokens.ids is not None
+        for row, lengths in enumerate(extra.tolist()):
+            place, free = 1, iter(lengths)
+            for part in pattern.parts:
+                size = next(free) if isinstance(part, Free) else len(part)
+                if isinstance(part, Free):
+                    hidden[row, place : place + size] = True
+                else:
+                    kept = [self.table.index[symbol] for symbol in part]
+                    tokens.ids[row, place : place + size] = torch.tensor(kept)
+                place += size
+            if ending == "kept":
+                tokens.ids[row, place] = self.end_id
+            else:
+                hidden[row, place] = True
+        return tokens.validate(self._spec), hidden
 
     def describe(self, record: Any) -> str:
         """The molecule's string, its tokens in order and their ids."""

@@ -34,6 +34,12 @@ class AddressOnly(Headed):
         """All hidden, as in training: embeddings of a leakage floor must not see content either."""
         return masked_view(tokens, predictable(tokens), spec)
 
+    def unread(self, tokens: TokenBatch, hidden: Tensor) -> str | None:
+        """Nothing that is visible informs anything."""
+        if not bool((predictable(tokens) & ~hidden).any()):
+            return None
+        return f"{self.name} draws every token alone, whatever is kept: use any-order, masked or masked-diffusion"
+
     def sample(
         self,
         predict: Predictor,
@@ -45,6 +51,7 @@ class AddressOnly(Headed):
         """One step of unmasking with everything hidden: independent draws, whatever stands in visible tokens."""
         from consilience.core.samplers.content import cut_at_end, draw
 
+        self.refuse_confidence(sampling)
         where = hidden & predictable(template)
         parameters = {
             field: rows[where] for field, rows in predict(self.observe(template, predict.spec)).items()

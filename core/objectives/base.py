@@ -5,7 +5,7 @@ each; adding one is one file and one line in the registry.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from consilience.core.batch import TokenBatch, TokenSpec
+from consilience.core.errors import ConsilienceError
 from consilience.core.heads import Head, check_head, likelihoods_with
 from consilience.core.likelihoods import Field, Likelihood, natural_likelihoods, normal_like
+from consilience.core.objectives.scoring import nats_by_sample, sum_rows, views_of
 from consilience.core.sampling import Sampling
 from consilience.core.transformer import KeyValueCache
 from consilience.core.view import Kind, Loss, Scored, Targets, View
@@ -92,6 +94,23 @@ class Objective(ABC):
             sampling: how to draw.
         """
 
+    def unread(self, tokens: TokenBatch, hidden: Tensor) -> str | None:
+        """Why some visible tokens would not inform the hidden ones that `sample` fills; None when all of them do.
+
+        Args:
+            tokens: in the order of the tokenizer.
+            hidden: (B, N) bool.
+        """
+        return None
+
+    def refuse_confidence(self, sampling: Sampling) -> None:
+        """Raise ConsilienceError when an order of confidence is asked for: for samplers that unmask nothing."""
+        if sampling.unmask_order != "random":
+            raise ConsilienceError(
+                f"{self.name} has an order of its own: unmask_order={sampling.unmask_order} is for masked, "
+                "masked-diffusion, two-phase, and block with erasure"
+            )
+
     def loss(
         self, likelihoods: Mapping[Field, Likelihood], parameters: Mapping[Field, Tensor], scored: Scored
     ) -> Loss:
@@ -108,6 +127,30 @@ class Objective(ABC):
             tokens=count,
             kind=weakened(self.kind, likelihoods),
         )
+
+    def likelihood_kind(self, predict: Predictor, *, draws: int = 1) -> Kind:
+        """What `log_likelihood` gives: exact or a bound; surrogate where there is none."""
+        found = {field: one.evaluated(torch.Generator()) for field, one in predict.likelihoods.items()}
+        return weakened(self.kind, found)
+
+    def log_likelihood(
+        self,
+        predict: Predictor,
+        tokens: TokenBatch,
+        generators: Sequence[torch.Generator],
+        *,
+        draws: int = 1,
+    ) -> Tensor:
+        """(B,) float64, log p of the content of every sample in nats, of the kind that `likelihood_kind` says.
+
+        Args:
+            predict: the model.
+            tokens: B samples.
+            generators: one for each sample, so that no value depends on the other samples.
+            draws: orders or masks that are averaged.
+        """
+        view, targets = views_of(self, predict, tokens, generators, draws)
+        return -nats_by_sample(predict, view, targets, generators, draws)
 
     def evaluate(
         self, predict: Predictor, tokens: TokenBatch, generator: torch.Generator, *, draws: int = 1
@@ -157,8 +200,7 @@ def sum_fields(
     likelihoods: Mapping[Field, Likelihood], parameters: Mapping[Field, Tensor], scored: Scored
 ) -> Tensor:
     """(S,) nats of all fields of the content of each scored row."""
-    parts = [likelihoods[field].nats(parameters[field], scored) for field in likelihoods]
-    return torch.stack(parts).sum(0)
+    return sum_rows(likelihoods, parameters, scored)
 
 
 def weighted_bound(nats: Tensor, likelihoods: Mapping[Field, Likelihood], scored: Scored, kind: Kind) -> Loss:

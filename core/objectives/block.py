@@ -14,7 +14,7 @@ A block shows how many tokens it has: the loss is conditional on the length of a
 masked diffusion is, and generation is told lengths. Blocks of one token end samples themselves, like next-token.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -32,12 +32,20 @@ from consilience.core.objectives.base import (
     predictable,
     stratified,
     uniform_like,
+    weakened,
     weighted_bound,
 )
 from consilience.core.objectives.denoising import Denoising, has_density
 from consilience.core.objectives.masked import masked_view
 from consilience.core.objectives.masked_diffusion import MaskedDiffusion
-from consilience.core.objectives.orders import Order, check_order, laid_out, permutation
+from consilience.core.objectives.orders import (
+    Order,
+    check_order,
+    laid_out,
+    permutation,
+    unread_ahead,
+    visible_first,
+)
 from consilience.core.sampling import Sampling
 from consilience.core.view import Kind, Loss, Scored, Targets, View
 
@@ -148,13 +156,12 @@ class Block(Headed):
         key = key.masked_fill(ordered.is_given, -1.0)
         rank = key.argsort(dim=1, stable=True).argsort(dim=1) - first
         hidden = free & (rank < k)
-        view = masked_view(doubled(ordered), queries(hidden | ordered.is_given), spec)
         targets = Targets(
             tokens=doubled(ordered),
             scored=queries(hidden),
             weight=(n / k).repeat_interleave(2, dim=1),
         )
-        return replace(view, pattern=two_streams(number)), self.with_noise(targets, generator)
+        return self.erased_view(ordered, hidden, spec), self.with_noise(targets, generator)
 
     def noisy_view(
         self, ordered: TokenBatch, noisy: Tensor, time: Tensor, lost: Tensor, spec: TokenSpec
@@ -219,6 +226,47 @@ class Block(Headed):
         nats = torch.stack(parts).double().sum()
         return Loss(value=nats * draws / max(count, 1), nats=nats, tokens=count, kind="exact")
 
+    def likelihood_kind(self, predict: Predictor, *, draws: int = 1) -> Kind:
+        """Exact along the order drawn, or by the ODE of each block; the mean over several orders is a bound."""
+        if self.size is None:
+            return self.whole.likelihood_kind(predict, draws=draws)
+        if self.noise == "gaussian":
+            kind: Kind = "exact" if has_density(predict.spec) else "surrogate"
+            drawn = self.order == "random"
+        else:
+            found = {field: one.evaluated(torch.Generator()) for field, one in predict.likelihoods.items()}
+            kind, drawn = weakened("exact", found), self.order == "random" or self.size > 1
+        return "bound" if kind == "exact" and drawn and draws > 1 else kind
+
+    def log_likelihood(
+        self,
+        predict: Predictor,
+        tokens: TokenBatch,
+        generators: Sequence[torch.Generator],
+        *,
+        draws: int = 1,
+    ) -> Tensor:
+        """With erasure along the order in which tokens are revealed within blocks; else by an ODE a block."""
+        if self.size is None:
+            return self.whole.log_likelihood(predict, tokens, generators, draws=draws)
+        from consilience.core.samplers.blocks import flow_log_likelihoods, revealed_log_likelihoods
+
+        score = revealed_log_likelihoods if self.noise == "erasure" else flow_log_likelihoods
+        return torch.stack([score(self, predict, tokens, generators) for _ in range(draws)]).mean(0)
+
+    def erased_view(self, ordered: TokenBatch, hidden: Tensor, spec: TokenSpec) -> View:
+        """Both streams with these queries hidden. hidden: (B, N) bool, of tokens in order."""
+        view = masked_view(doubled(ordered), queries(hidden | ordered.is_given), spec)
+        return replace(view, pattern=two_streams(self.number(ordered)))
+
+    def unread(self, tokens: TokenBatch, hidden: Tensor) -> str | None:
+        """In a fixed order no visible token may stand in a later block than a hidden one."""
+        if self.size is None or self.order == "random":
+            return None
+        order = permutation(tokens, self.order, torch.Generator())
+        number = self.number(tokens.permute(order)).gather(1, order.argsort(dim=1))
+        return unread_ahead(f"{self.name} of {self.size} in {self.order} order", number, tokens, hidden)
+
     def sample(
         self,
         predict: Predictor,
@@ -227,13 +275,20 @@ class Block(Headed):
         generator: torch.Generator,
         sampling: Sampling,
     ) -> TokenBatch:
-        """Block after block: unmasking or transport within each. Only blocks before a hidden token inform it."""
+        """Block after block: unmasking or transport within each. Only blocks before a hidden token inform it.
+
+        In a random order visible tokens come first.
+        """
         if self.size is None:
             return self.whole.sample(predict, template, hidden, generator, sampling)
         from consilience.core.samplers.blocks import block_by_block
         from consilience.core.samplers.content import cut_at_end
 
+        if self.noise == "gaussian":
+            self.refuse_confidence(sampling)
         order = permutation(template, self.order, generator)
+        if self.order == "random":
+            order = visible_first(order, template, hidden)
         inner = sampling if self.ends_samples else replace(sampling, end_id=None)
         ordered, fill = template.permute(order), torch.gather(hidden, 1, order)
         done = block_by_block(self, predict, ordered, fill, generator, inner)

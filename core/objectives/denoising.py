@@ -8,6 +8,7 @@ Categorical content beside continuous content (atom types beside coordinates) is
 and predicted by cross-entropy: noise and erasure share one clock.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +19,7 @@ from consilience.core.errors import ConsilienceError
 from consilience.core.likelihoods import Categorical, Field, Likelihood, Velocity
 from consilience.core.objectives.base import Objective, Predictor, predictable, stratified, uniform_like
 from consilience.core.sampling import Sampling
-from consilience.core.view import Loss, Targets, View
+from consilience.core.view import Kind, Loss, Targets, View
 
 EXACT_DIMENSIONS = 32
 """Up to so many dimensions a sample the divergence of the flow is computed exactly, beyond by random probes."""
@@ -85,6 +86,30 @@ class Denoising(Objective):
             nats = -log_likelihood(predict, tokens, generator, steps=16, probes=1)
         return Loss(value=nats.sum() / count, nats=nats.double().sum(), tokens=count, kind="exact")
 
+    def likelihood_kind(self, predict: Predictor, *, draws: int = 1) -> Kind:
+        """Exact where a flow has a density of the content."""
+        return "exact" if has_density(predict.spec) else "surrogate"
+
+    def log_likelihood(
+        self,
+        predict: Predictor,
+        tokens: TokenBatch,
+        generators: Sequence[torch.Generator],
+        *,
+        draws: int = 1,
+    ) -> Tensor:
+        """Through the ODE; samples beyond EXACT_DIMENSIONS one by one, each with probes of its own."""
+        from consilience.core.samplers.transport import log_likelihood
+
+        small = predictable(tokens).sum(1) * predict.spec.channels <= EXACT_DIMENSIONS
+        found = torch.zeros(tokens.size, dtype=torch.float64, device=tokens.device)
+        if small.any():
+            found[small] = log_likelihood(predict, tokens.take(small.nonzero()[:, 0]).trim(), generators[0])
+        for row in (~small).nonzero()[:, 0].tolist():
+            one = tokens.take([row]).trim()
+            found[row] = log_likelihood(predict, one, generators[row], steps=16, probes=draws)[0]
+        return found
+
     def sample(
         self,
         predict: Predictor,
@@ -96,6 +121,7 @@ class Denoising(Objective):
         """Transport noise to data; known tokens follow their own straight path."""
         from consilience.core.samplers.transport import transport
 
+        self.refuse_confidence(sampling)
         return transport(predict, template, hidden, generator, sampling)
 
 

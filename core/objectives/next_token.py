@@ -5,6 +5,7 @@ comes next: every row holds a token's content and address, and the address of th
 address of sigma-GPT, Pannatier et al. 2024, arXiv:2404.09562). One stream of N rows and a causal mask, in any order.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,9 +14,17 @@ from torch import Tensor
 from consilience.core.attention import Pattern
 from consilience.core.batch import TokenBatch, TokenSpec
 from consilience.core.objectives.base import Headed, Predictor, predictable
-from consilience.core.objectives.orders import Order, check_order, laid_out, permutation
+from consilience.core.objectives.orders import (
+    Order,
+    check_order,
+    laid_out,
+    permutation,
+    unread_ahead,
+    visible_first,
+)
+from consilience.core.objectives.scoring import nats_by_sample
 from consilience.core.sampling import Sampling
-from consilience.core.view import Targets, View
+from consilience.core.view import Kind, Targets, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +86,32 @@ class NextToken(Headed):
         )
         return shifted_view(longer, spec)
 
+    def likelihood_kind(self, predict: Predictor, *, draws: int = 1) -> Kind:
+        """Exact, of the order drawn in random orders; the mean of several is a bound of their mixture."""
+        kind = super().likelihood_kind(predict, draws=draws)
+        return "bound" if kind == "exact" and self.order == "random" and draws > 1 else kind
+
+    def log_likelihood(
+        self,
+        predict: Predictor,
+        tokens: TokenBatch,
+        generators: Sequence[torch.Generator],
+        *,
+        draws: int = 1,
+    ) -> Tensor:
+        """By the chain rule; in a fixed order nothing is drawn."""
+        if self.order == "random":
+            return super().log_likelihood(predict, tokens, generators, draws=draws)
+        view, targets = self.view(tokens, predict.spec, generators[0])
+        return -nats_by_sample(predict, view, targets, generators, 1)
+
+    def unread(self, tokens: TokenBatch, hidden: Tensor) -> str | None:
+        """In a fixed order visible tokens must come first; in random orders they do."""
+        if self.order == "random":
+            return None
+        place = self.permutation(tokens, torch.Generator()).argsort(dim=1)
+        return unread_ahead(f"{self.name} in {self.order} order", place, tokens, hidden)
+
     def sample(
         self,
         predict: Predictor,
@@ -85,11 +120,14 @@ class NextToken(Headed):
         generator: torch.Generator,
         sampling: Sampling,
     ) -> TokenBatch:
-        """One token after another, with a key-value cache."""
+        """One token after another, with a key-value cache; in a random order visible tokens come first."""
         from consilience.core.samplers.autoregressive import autoregress
         from consilience.core.samplers.content import cut_at_end
 
+        self.refuse_confidence(sampling)
         order = self.permutation(template, generator)
+        if self.order == "random":
+            order = visible_first(order, template, hidden)
         # In another order the end symbol may come first, and does not say that all is drawn.
         inner = sampling if self.ends_samples else replace(sampling, end_id=None)
         done = autoregress(predict, template.permute(order), torch.gather(hidden, 1, order), generator, inner)

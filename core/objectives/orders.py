@@ -46,6 +46,35 @@ def permutation(tokens: TokenBatch, order: Order, generator: torch.Generator) ->
     return rank.argsort(dim=1, stable=True)
 
 
+def visible_first(order: Tensor, tokens: TokenBatch, hidden: Tensor) -> Tensor:
+    """(B, N) the order with hidden tokens after all visible ones, both as they were; padding stays last.
+
+    In a random order any tokens may come first: what is visible then informs all that is drawn.
+    """
+    late = (hidden & predictable(tokens)).long() + 2 * (~tokens.real).long()
+    return order.gather(1, late.gather(1, order).argsort(dim=1, stable=True))
+
+
+def unread_ahead(objective: str, number: Tensor, tokens: TokenBatch, hidden: Tensor) -> str | None:
+    """The reason of `Objective.unread` where a visible token comes after a hidden one; None where none does.
+
+    Args:
+        objective: its name and order, for the message.
+        number: (B, N) int64, when each token is drawn; those of one number inform one another.
+        tokens: the samples.
+        hidden: (B, N) bool.
+    """
+    free = predictable(tokens)
+    first = torch.where(free & hidden, number, number.max() + 1).amin(1, keepdim=True)
+    late = (free & ~hidden & (number > first)).nonzero()
+    if not len(late):
+        return None
+    return (
+        f"{objective} looks back only, and token {int(late[0, 1])} is to be kept after one that is to be filled; "
+        "models of any-order, masked and masked-diffusion fill tokens between others"
+    )
+
+
 def laid_out(tokens: TokenBatch, order: Order) -> TokenBatch:
     """The tokens in the order of training; a model of random orders is shown the natural one."""
     if order in ("natural", "random"):

@@ -1,7 +1,7 @@
 """Generation and likelihood block by block: unmasking or transport within each, given the clean blocks before."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,16 +11,18 @@ from torch import Tensor
 from consilience.core.attention import Pattern
 from consilience.core.batch import TokenBatch, TokenSpec
 from consilience.core.likelihoods import Field, Likelihood
-from consilience.core.objectives.base import Predictor, predictable
-from consilience.core.objectives.block import Block
+from consilience.core.objectives.base import Predictor, predictable, uniform_like
+from consilience.core.objectives.block import Block, doubled, queries
 from consilience.core.objectives.denoising import EXACT_DIMENSIONS
+from consilience.core.objectives.orders import permutation
+from consilience.core.objectives.scoring import nats_by_sample
 from consilience.core.ode import log_density
 from consilience.core.samplers.content import cut_at_end
 from consilience.core.samplers.transport import transport
 from consilience.core.samplers.unmasking import unmask
 from consilience.core.sampling import Sampling
 from consilience.core.transformer import KeyValueCache
-from consilience.core.view import View
+from consilience.core.view import Targets, View
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,56 @@ def _returned(tokens: TokenBatch, part: TokenBatch, index: Tensor) -> TokenBatch
             changed[name] = old.clone()
             changed[name][index, : part.width] = new
     return replace(tokens, **changed)
+
+
+def revealed_log_likelihoods(
+    objective: Block, predict: Predictor, tokens: TokenBatch, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """(B,) float64, log p(x | order) of blocks whose tokens are revealed one by one in an order drawn for each sample.
+
+    What `block_by_block` draws from with a token a step. Step r asks for the r-th token of every block at once: given
+    clean contexts blocks do not touch.
+    """
+    assert objective.size is not None
+    parts, ranks = [], []
+    for row, generator in enumerate(generators):
+        own = tokens.take([row]).trim()
+        own = own.permute(permutation(own, objective.order, generator))
+        number = objective.number(own)
+        chance = uniform_like(own.real, generator).argsort(1)
+        before = (number[:, :, None] == number[:, None]) & (chance[:, :, None] > chance[:, None])
+        parts.append(own)
+        ranks.append((before & own.real[:, None]).sum(2))
+    ordered = TokenBatch.concatenate(parts)
+    rank = torch.full_like(ordered.real, -1, dtype=torch.int64)
+    for row, own_rank in enumerate(ranks):
+        rank[row, : own_rank.shape[1]] = own_rank[0]
+    free = predictable(ordered)
+    total = torch.zeros(tokens.size, dtype=torch.float64, device=tokens.device)
+    for step in range(objective.size):
+        asked = free & (rank == step)
+        if asked.any():
+            view = objective.erased_view(ordered, free & (rank >= step), predict.spec)
+            targets = Targets(tokens=doubled(ordered), scored=queries(asked))
+            total -= nats_by_sample(predict, view, targets, generators, 1)
+    return total
+
+
+def flow_log_likelihoods(
+    objective: Block, predict: Predictor, tokens: TokenBatch, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """(B,) float64, `block_log_likelihood` of samples that do not depend on one another."""
+    assert objective.size is not None
+    exact = objective.size * predict.spec.channels <= EXACT_DIMENSIONS
+    if exact and objective.order != "random":
+        ordered = tokens.permute(permutation(tokens, objective.order, generators[0]))
+        return block_log_likelihood(objective, predict, ordered, generators[0])
+    parts = []
+    for row, generator in enumerate(generators):
+        own = tokens.take([row]).trim()
+        own = own.permute(permutation(own, objective.order, generator))
+        parts.append(block_log_likelihood(objective, predict, own, generator))
+    return torch.cat(parts)
 
 
 def block_log_likelihood(

@@ -35,12 +35,11 @@ def draw(
     exposure = None if tokens.exposure is None else tokens.exposure[sample]
     changed: dict[str, Any] = {}
     for field, likelihood in predict.likelihoods.items():
+        found = sampling.permitted(parameters[field]) if field == "ids" else parameters[field]
         if sampling.mean:
-            drawn = likelihood.mean(parameters[field], exposure=exposure)
+            drawn = likelihood.mean(found, exposure=exposure)
         else:
-            drawn = likelihood.sample(
-                parameters[field], generator, exposure=exposure, temperature=sampling.temperature
-            )
+            drawn = likelihood.sample(found, generator, exposure=exposure, temperature=sampling.temperature)
         old = getattr(tokens, field)
         assert old is not None, f"the template holds no `{field}` to fill"
         changed[field] = old.masked_scatter(

@@ -60,7 +60,7 @@ def transport(
         if symbols is not None:
             reveal = lost & (uniform_like(lost, generator) < (t_next - t) / (1 - t))
             drawn = predict.likelihoods["ids"].sample(
-                symbols, generator, exposure=None, temperature=temperature
+                sampling.permitted(symbols), generator, exposure=None, temperature=temperature
             )
             ids = tokens.ids
             assert ids is not None

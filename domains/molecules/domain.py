@@ -31,6 +31,7 @@ class MoleculesDomain(Domain):
     # 96 tokens hold 99.5% of the bundled molecules; the longest has 240 characters.
     text_records: ClassVar[bool] = True
     classical: ClassVar[int] = 2
+    keeps_columns: ClassVar[tuple[str, ...]] = (".csv", ".parquet")
     quick: ClassVar[QuickPreset] = QuickPreset(
         objectives=("next-token", "masked", "masked-diffusion", "block 4", "reversed", "address-only"),
         tokenizer={"max_length": 96},
@@ -72,6 +73,25 @@ class MoleculesDomain(Domain):
     def canonical(self, record: str) -> str:
         """RDKit's canonical SMILES."""
         return canonical(record)
+
+    def summary(self, records: Any) -> str:
+        """How many are valid, and different among those."""
+        from consilience.domains.molecules.generation import tally
+
+        return tally(records)
+
+    def scaffold_patterns(self, scaffold: str) -> list[str]:
+        """Strings with the scaffold and its attachment points free; see `decoration.scaffold_patterns`."""
+        from consilience.domains.molecules.decoration import scaffold_patterns
+
+        return scaffold_patterns(scaffold)
+
+    def holds(self, records: Any, *, pattern: str | None, scaffold: str | None) -> np.ndarray | None:
+        """Valid molecules with the scaffold, or what a pattern keeps where that is a molecule, as a substructure."""
+        from consilience.domains.molecules.decoration import holds_scaffold, scaffold_of_pattern
+
+        wanted = scaffold if pattern is None else scaffold_of_pattern(pattern)
+        return None if wanted is None else holds_scaffold(records, wanted)
 
     def write_records(self, records: Any, path: Path, columns: Mapping[str, Any] | None = None) -> None:
         """Molecules as .smi, .csv or .parquet; see `writers.write_records`."""

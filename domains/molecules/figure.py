@@ -24,6 +24,8 @@ OBJECTIVES = ("next-token", "masked-diffusion")
 SAMPLES = 200
 DRAWN = 12
 PER_ROW = 6
+FEWEST = 20
+"""Valid samples that a histogram needs: fewer make spikes that hide the others."""
 PROPERTIES = {"logP": "logP (Crippen)", "TPSA": "TPSA / Å²", "molecular weight": "molecular weight / g/mol"}
 COLOURS = ("#0072b2", "#d55e00", "#009e73")
 
@@ -101,7 +103,7 @@ def _draw_properties(
         axis.hist(np.clip(real[name], low, high), bins, density=True, color="0.82", label="held-out, real")
         for colour, (objective, values) in zip(COLOURS, drawn.items()):
             clipped = np.clip(values[name], low, high)
-            if len(clipped):
+            if len(clipped) >= FEWEST:
                 axis.hist(clipped, bins, density=True, histtype="step", lw=1.6, color=colour, label=objective)
         axis.set_xlabel(label)
         axis.set_yticks([])

@@ -8,18 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from rdkit import Chem, DataStructs
-from rdkit.Chem import FilterCatalog, rdFingerprintGenerator
-from rdkit.DataStructs import ExplicitBitVect
+from rdkit import Chem
+from rdkit.Chem import FilterCatalog
 from scipy.stats import wasserstein_distance
 
 from consilience.core.errors import ConsilienceError
 from consilience.domains.molecules.properties import PROPERTIES
+from consilience.domains.molecules.similarity import internal_diversity, morgan_bits, nearest
 from consilience.tokenizers.molecule_notation import canonical, parse
 
 DESCRIPTORS = ("logP", "TPSA", "molecular weight", "QED")
 DIVERSITY_SAMPLE = 2000
 """Molecules compared pairwise at most: the first ones, as the samples come in no order."""
+FINGERPRINT_BITS = 2048
+"""Of the ECFP4 fingerprints; MOSES itself, `domains.molecules.moses`, has 1024."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,15 @@ def canonical_or_none(strings: Sequence[str]) -> list[str | None]:
     return found
 
 
+def tally(strings: Sequence[str]) -> str:
+    """One line: generated, valid, and unique among the valid ones by canonical SMILES."""
+    valid = [text for text in canonical_or_none(strings) if text is not None]
+    line = f"{len(strings)} generated, {len(valid)} valid ({len(valid) / max(len(strings), 1):.1%})"
+    if not valid:
+        return line
+    return f"{line}, {len(set(valid))} unique among the valid ({len(set(valid)) / len(valid):.1%})"
+
+
 def describe(mols: Sequence[Chem.Mol]) -> dict[str, np.ndarray]:
     """Property -> (n,) values of DESCRIPTORS."""
     return {name: np.array([PROPERTIES[name](mol) for mol in mols], np.float64) for name in DESCRIPTORS}
@@ -110,27 +121,17 @@ def assess(
     distinct = set(smiles)
     known = set(canonical_or_none(training))
     mine, theirs = describe(mols), describe(real)
-    bits, real_bits = _bits(mols[:DIVERSITY_SAMPLE]), _bits(real)
+    bits, real_bits = (morgan_bits(some, bits=FINGERPRINT_BITS) for some in (mols[:DIVERSITY_SAMPLE], real))
     return GenerationReport(
         generated=len(strings),
         valid=len(smiles) / len(strings),
         unique=len(distinct) / len(smiles),
         novel=len(distinct - known) / len(distinct),
-        internal_diversity=1 - float(np.mean([np.mean(row) for row in _similarities(bits, bits)])),
-        nearest_similarity=float(np.mean([np.max(row) for row in _similarities(bits, real_bits)])),
+        internal_diversity=internal_diversity(bits),
+        nearest_similarity=float(nearest(bits, real_bits).mean()),
         pains=_pains_share(mols),
         distances={name: float(wasserstein_distance(mine[name], theirs[name])) for name in DESCRIPTORS},
     )
-
-
-def _bits(mols: Sequence[Chem.Mol]) -> list[ExplicitBitVect]:
-    generator = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=2048)
-    return [generator.GetFingerprint(mol) for mol in mols]
-
-
-def _similarities(left: list[ExplicitBitVect], right: list[ExplicitBitVect]) -> list[list[float]]:
-    """Tanimoto similarities of every left molecule to all right ones."""
-    return [DataStructs.BulkTanimotoSimilarity(bits, right) for bits in left]
 
 
 def _pains_share(mols: Sequence[Chem.Mol]) -> float:

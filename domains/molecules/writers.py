@@ -1,5 +1,6 @@
 """Writers: generated molecules in the formats of chemistry and of data frames."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from consilience.domains.molecules.generation import canonical_or_none
 def write_records(records: Sequence[Any], path: Path, columns: Mapping[str, Any] | None = None) -> None:
     """Write generated molecules, invalid strings and duplicates included, in the order they came.
 
-    .csv and .parquet: smiles, valid, canonical_smiles ("" when invalid), then `columns`.
+    .csv and .parquet: smiles, valid, canonical_smiles ("" when invalid), count (how many of all records have this
+    canonical SMILES; 0 when invalid), then `columns`.
     .smi: without header, parted by tabs: the string, an id (the column `id`, or generated-1, ...), and
     `valid` or `invalid`.
 
@@ -34,6 +36,8 @@ def write_records(records: Sequence[Any], path: Path, columns: Mapping[str, Any]
     canonical = canonical_or_none(strings)
     frame["valid"] = [text is not None for text in canonical]
     frame["canonical_smiles"] = [text or "" for text in canonical]
+    times = Counter(text for text in canonical if text is not None)
+    frame["count"] = [0 if text is None else times[text] for text in canonical]
     for name, column in (columns or {}).items():
         if len(column) != len(strings):
             raise ConsilienceError(

@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from consilience.commands.benchmark import benchmark
     from consilience.commands.data import data
     from consilience.commands.embed import embed
     from consilience.commands.evaluate import evaluate
@@ -40,6 +41,7 @@ _PLACES = {
     "Failure": "core.records",
     "FoundationModel": "core.model",
     "TrainingConfig": "core.training_config",
+    "benchmark": "commands.benchmark",
     "data": "commands.data",
     "embed": "commands.embed",
     "evaluate": "commands.evaluate",
@@ -65,6 +67,7 @@ __all__ = [
     "FoundationModel",
     "TrainingConfig",
     "__version__",
+    "benchmark",
     "data",
     "embed",
     "evaluate",

@@ -16,11 +16,13 @@ class Member:
         size: bytes.
         files: for a tar archive of single files that is unpacked: how many it holds. It becomes a folder of
             the archive's name without its endings.
+        needed: False for what only one command reads: a folder of data given by hand may lack it.
     """
 
     path: str
     size: int
     files: int | None = None
+    needed: bool = True
 
     @property
     def name(self) -> str:
@@ -68,17 +70,22 @@ DATASETS = (
     DataSet(
         name="moses",
         domain="molecules",
-        description="MOSES: 1,584,663 training, 176,074 test and 176,225 scaffold-test SMILES (ZINC Clean Leads)",
+        description=(
+            "MOSES: 1,584,663 training, 176,074 test and 176,225 scaffold-test SMILES (ZINC Clean Leads), and "
+            "the patterns of its filters"
+        ),
         requirement="molsets==0.3.1",
         wheel="molsets-0.3.1-py3-none-any.whl",
         sha256="7f4450e3ebecebe79c3a2a55950c93daddee071120daf64a163d03481e811d34",
         wheel_size=51_584_291,
-        unpacked_size=12_880_653,
+        unpacked_size=13_088_810,
         folder="molecules/moses",
         members=(
             Member(path="moses/dataset/data/train.csv.gz", size=10_238_967),
             Member(path="moses/dataset/data/test.csv.gz", size=1_367_572),
             Member(path="moses/dataset/data/test_scaffolds.csv.gz", size=1_274_114),
+            Member(path="moses/metrics/mcf.csv", size=739, needed=False),
+            Member(path="moses/metrics/wehi_pains.csv", size=207_418, needed=False),
         ),
         licence="MIT",
         citation="Polykovskiy et al. 2020, doi:10.3389/fphar.2020.565644",

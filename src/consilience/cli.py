@@ -19,7 +19,7 @@ from consilience.commands.console import notes, say
 from consilience.core.errors import ConsilienceError
 
 COMMANDS = (
-    "tokenize", "train", "embed", "generate", "evaluate", "finetune", "predict", "study", "data", "tokens"
+    "tokenize", "train", "embed", "generate", "evaluate", "finetune", "predict", "benchmark", "study", "data", "tokens"
 )  # fmt: skip
 BAD_INPUT, INTERRUPTED = 2, 130
 

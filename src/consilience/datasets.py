@@ -99,9 +99,13 @@ def fetch(
 
 
 def _is_complete(folder: Path, entry: DataSet, *, strict: bool = False) -> bool:
-    """Whether every member is there in full; strict: a file of the wrong size is an error, not an absence."""
+    """Whether every member is there in full; strict (a folder given by hand): a file of the wrong size is an error,
+    not an absence, and what is not needed may be absent.
+    """
     for member in entry.members:
         path = folder / member.name
+        if strict and not member.needed and not path.exists():
+            continue
         if member.files is None:
             if not path.is_file():
                 return False

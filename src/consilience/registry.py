@@ -1,10 +1,10 @@
-"""Names of sciences and objectives -> the objects, imported only when asked for.
+"""Names of sciences, objectives and benchmarks -> the objects, imported only when asked for.
 
 A name is looked up in this order:
 
 1. a dotted path, `my_package.my_module:NAME`: nothing to register, works from a notebook or a config;
 2. the table below: one line for each part of this package;
-3. entry points of installed packages, groups `consilience.domains` and `consilience.objectives`.
+3. entry points of installed packages, groups `consilience.domains`, `consilience.objectives`, `consilience.benchmarks`.
 
 A name that stands in two places is an error, never a silent choice.
 """
@@ -19,8 +19,9 @@ from consilience.core.errors import ConsilienceError
 if TYPE_CHECKING:
     from consilience.core.objectives.base import Objective
     from consilience.domains.base import Domain
+    from consilience.domains.benchmark import Benchmark
 
-Kind = Literal["domain", "objective"]
+Kind = Literal["domain", "objective", "benchmark"]
 
 DOMAINS = {
     "cells": "consilience.domains.cells.domain:DOMAIN",
@@ -38,8 +39,9 @@ OBJECTIVES = {
     "two-phase": "consilience.core.objectives.two_phase:TwoPhase",
     "address-only": "consilience.core.objectives.address_only:AddressOnly",
 }
+BENCHMARKS = {"moses": "consilience.domains.molecules.moses.benchmark:Moses"}
 
-_TABLES: dict[Kind, dict[str, str]] = {"domain": DOMAINS, "objective": OBJECTIVES}
+_TABLES: dict[Kind, dict[str, str]] = {"domain": DOMAINS, "objective": OBJECTIVES, "benchmark": BENCHMARKS}
 
 
 def domain(name: str) -> "Domain":
@@ -66,6 +68,16 @@ def objective(name: str) -> "type[Objective]":
     found = _load("objective", name)
     if not (isinstance(found, type) and issubclass(found, Objective)):
         raise ConsilienceError(f"objective {name!r} leads to {found!r}, which is not a class of Objective")
+    return found
+
+
+def benchmark(name: str) -> "type[Benchmark]":
+    """The benchmark class of this name; errors as for `domain`."""
+    from consilience.domains.benchmark import Benchmark
+
+    found = _load("benchmark", name)
+    if not (isinstance(found, type) and issubclass(found, Benchmark)):
+        raise ConsilienceError(f"benchmark {name!r} leads to {found!r}, which is not a class of Benchmark")
     return found
 
 

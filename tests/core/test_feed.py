@@ -209,6 +209,18 @@ def test_optimisers_learn_and_resume_to_the_same_weights(name: str) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_frozen_core_leaves_the_rest_to_train(name: str) -> None:
+    net = Net()
+    net.core.requires_grad_(False)
+    before = {path: value.clone() for path, value in net.state_dict().items()}
+    optimizer = build_optimizer(net, name=name, learning_rate=0.1, weight_decay=0.1)  # type: ignore[arg-type]
+    net(torch.ones(4, 8)).square().sum().backward()
+    optimizer.step()
+    changed = {path for path, value in net.state_dict().items() if not torch.equal(value, before[path])}
+    assert changed == {"head.weight", "head.bias"}
+
+
 def test_a_schedule_reaches_all_parts_of_a_joint_optimiser() -> None:
     optimizer = build_optimizer(Net(), name="muon", learning_rate=1.0, weight_decay=0.0)
     rule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)

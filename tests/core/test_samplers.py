@@ -389,7 +389,7 @@ def test_the_oracle_keeps_no_cache():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"colour": 1}, "unknown option 'colour' of a sampler; known: steps, temperature, mean"),
+        ({"colour": 1}, "unknown option 'colour' of a sampler; known: steps, temperature, top_k"),
         ({"steps": 0}, "steps must be at least 1, not 0"),
         ({"temperature": -1.0}, "temperature must not be negative, not -1.0"),
         ({"temperature": float("nan")}, "temperature must not be negative, not nan"),

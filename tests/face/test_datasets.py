@@ -202,6 +202,19 @@ def test_data_dir_with_the_files_downloads_nothing(index, tmp_path) -> None:
     assert index.calls == 1
 
 
+def test_what_one_command_needs_may_be_absent_from_a_data_dir(index, monkeypatch, tmp_path) -> None:
+    """A folder given by hand without it is used; a fetched one is not complete."""
+    entry = describe(index.wheel)
+    members = (entry.members[0], dataclasses.replace(entry.members[1], needed=False))
+    monkeypatch.setattr(datasets, "DATASETS", (dataclasses.replace(entry, members=members),))
+    given = tmp_path / "given" / "points" / "tiny"
+    given.mkdir(parents=True)
+    (given / "table.csv.gz").write_bytes(TABLE)
+    assert datasets.fetch("tiny", data_dir=tmp_path / "given") == given
+    assert index.calls == 0
+    assert datasets.find("tiny", cache_dir=tmp_path / "given") is None
+
+
 def test_data_dir_with_the_package_file_downloads_nothing(index, tmp_path) -> None:
     assert datasets.fetch("tiny", data_dir=index.wheel.parent) == tmp_path / "cache" / "points" / "tiny"
     assert index.calls == 0 and index.wheel.exists()

@@ -20,6 +20,7 @@ from consilience.report.effects import Effect, apart
 from consilience.report.figures import crossover, dial, orders, profile, scatter
 from consilience.report.figures.curves import loss_curves
 from consilience.report.gallery import PLATES, gallery
+from consilience.report.markdown import as_markdown
 from consilience.report.tables import BEST_CLASSICAL, cell, columns_of, rows_of
 from consilience.study.analysis import Tables
 from consilience.study.plan import Crossover, Setting, StudyPreset, Variant
@@ -314,6 +315,20 @@ def test_main_table_marks_wins_and_losses(tables: Tables, preset: StudyPreset) -
     stream = io.StringIO()
     print_table(tables, Console(file=stream, width=200))
     assert "cell type" in stream.getvalue() and "0.800 [0.780 0.820]" in stream.getvalue()
+
+
+def test_markdown_has_both_families_of_outcome(page: Path, preset: StudyPreset) -> None:
+    text = (page.parent / "tables" / "scores.md").read_text()
+    assert text == as_markdown(planted(main(preset, "cells", "galaxies", "molecules", "points")))
+    cells = text.split("### cells")[1].split("###")[0].splitlines()
+    lines = {line.split(" | ")[0].strip("| "): line for line in cells if line.startswith("|")}
+    assert "captured" in lines[""] and "macro F1" in lines[""]
+    assert "**" in lines["masked"] and "**" not in lines["masked .15"]
+    assert "(classical of cells)" in lines[BEST_CLASSICAL] and "0.770 [0.750, 0.790]" in lines[BEST_CLASSICAL]
+    captured = {row: line.split(" | ")[1] for row, line in lines.items()}
+    assert captured["masked"] == "-" and captured["masked-diffusion"].startswith("≥ ")  # surrogate, bound
+    assert captured["next-token"][0] in "-0123456789" and captured["next-token"] != "-"
+    assert len({line.count("|") for line in lines.values()}) == 1
 
 
 def test_surrogates_have_no_place_among_likelihoods(page: Path, tables: Tables, preset: StudyPreset) -> None:

@@ -1,5 +1,7 @@
 """Generate new records with a trained model."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,10 @@ from consilience.core.errors import ConsilienceError
 if TYPE_CHECKING:
     from jsonargparse import Namespace
 
+    from consilience.core.batch import TokenBatch
     from consilience.core.model import FoundationModel
+    from consilience.core.sampling import UnmaskOrder
+    from consilience.domains.base import Domain
 
 
 def generate(
@@ -23,7 +28,12 @@ def generate(
     domain: str | None = None,
     seed: int = 0,
     temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
     steps: int | None = None,
+    unmask_order: "UnmaskOrder" = "random",
+    pattern: str | None = None,
+    scaffold: str | None = None,
     batch_size: int = 256,
     device: str = "auto",
     progress: bool = False,
@@ -33,11 +43,18 @@ def generate(
     Args:
         model: the folder of a run; in Python also a loaded model.
         n: how many.
-        out: where to write; the ending chooses the format (.smi, .h5ad, .fits, .xyz ...).
+        out: where to write; the ending chooses the format (.smi, .csv, .h5ad, .fits, .xyz ...). Tables of molecules
+            (.csv, .parquet) say what is valid, how often it occurs, and its log-likelihood where there is one.
         domain: the science; needed only where the model knows several.
         seed: of all randomness; the same seed gives the same records.
         temperature: below 1 sharpens, 0 takes the likeliest; 1 where left out.
+        top_k: draw symbols from the k likeliest alone.
+        top_p: draw symbols from the smallest set of the likeliest that holds this share of the probability.
         steps: of samplers that can choose it (unmasking, transport along the flow).
+        unmask_order: of masked objectives: random, or confidence (the surest symbol first).
+        pattern: what every molecule must hold, with * for what is filled: 'c1ccc(*)cc1', 'CC*{2,8}N', or 'CCO*' for
+            next-token, which only goes on from a beginning.
+        scaffold: a SMILES with attachment points * that every molecule is built on.
         batch_size: records at a time; part of what a seed means.
         device: cpu, cuda, or auto: a GPU when there is one.
         progress: show a bar with the rate and the time left.
@@ -45,31 +62,126 @@ def generate(
     Returns:
         The records, in the type of their science.
     """
-    if n < 1:
-        raise ConsilienceError(f"n must be at least 1, not {n}")
-    if batch_size < 1:
-        raise ConsilienceError(f"batch_size must be at least 1, not {batch_size}")
-    if temperature is not None and temperature < 0:
-        raise ConsilienceError(f"temperature must not be negative, not {temperature}")
-    if steps is not None and steps < 1:
-        raise ConsilienceError(f"steps must be at least 1, not {steps}")
+    options: dict[str, Any] = {"steps": steps, "top_k": top_k, "top_p": top_p, "unmask_order": unmask_order}
+    options |= {} if temperature is None else {"temperature": temperature}
+    asked = Asked(n=n, seed=seed, batch_size=batch_size, pattern=pattern, scaffold=scaffold, options=options)
+    return produce(model, asked, out=out, domain=domain, device=device, progress=progress).records
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What to generate; checked when it is built.
+
+    Args:
+        n: records.
+        seed: of all randomness.
+        batch_size: records at a time.
+        pattern: see `generate`.
+        scaffold: see `generate`.
+        options: of the sampler.
+    """
+
+    n: int
+    seed: int
+    batch_size: int
+    pattern: str | None
+    scaffold: str | None
+    options: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ConsilienceError(f"n must be at least 1, not {self.n}")
+        if self.batch_size < 1:
+            raise ConsilienceError(f"batch_size must be at least 1, not {self.batch_size}")
+        if self.pattern is not None and self.scaffold is not None:
+            raise ConsilienceError("give a pattern or a scaffold, not both")
+        from consilience.core.sampling import Sampling
+
+        Sampling.of(dict(self.options))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Produced:
+    """Generated records, with what to say of them.
+
+    Args:
+        records: in the type of their science.
+        summary: one line.
+    """
+
+    records: Any
+    summary: str
+
+
+def produce(
+    model: "FoundationModel | str | Path",
+    asked: Asked,
+    *,
+    out: str | Path | None,
+    domain: str | None,
+    device: str,
+    progress: bool,
+) -> Produced:
+    """Generate and write what is asked; see `generate`."""
     network, folder = open_model(model, device)
     target = None if out is None else Path(out).expanduser()
-    science = None if target is None else science_of(network, folder, domain)
+    needs_science = target is not None or asked.scaffold is not None
+    science = science_of(network, folder, domain) if needs_science else None
     name = network.domain_of(domain) if science is None else science.name
-    if target is not None and science is not None:
-        one = network.generate(1, domain=name, steps=1)
-        try_writing(target, lambda path: science.write_records(one, path))
-    options: dict[str, Any] = {"steps": steps} | ({} if temperature is None else {"temperature": temperature})
-    records = _in_batches(network, n, name, seed, batch_size, progress, options)
-    if target is not None and science is not None:
-        with replacing(target) as part:
-            science.write_records(records, part)
-    return records
+    pattern = asked.pattern
+    if asked.scaffold is not None and science is not None:
+        pattern = _pattern_of(network, science, asked.scaffold)
+    options = {**asked.options, "pattern": pattern}
+    one = network.generate(1, domain=name, **{**options, "steps": 1})  # options are refused before the work
+    if target is None or science is None:
+        tokens = _in_batches(network, asked, name, progress, options)
+        return Produced(records=network.tokenizers[name].decode(tokens), summary="")
+    try_writing(target, lambda path: science.write_records(one, path))
+    tokens = _in_batches(network, asked, name, progress, options)
+    records = network.tokenizers[name].decode(tokens)
+    columns: dict[str, Any] = {}
+    summary = science.summary(records)
+    held = science.holds(records, pattern=asked.pattern, scaffold=asked.scaffold) if pattern else None
+    if held is not None:
+        summary += f", {int(held.sum())} hold the scaffold ({held.mean():.1%})"
+        columns["holds_scaffold"] = held
+    if target.suffix in science.keeps_columns:
+        columns |= _log_likelihoods(network, name, tokens, asked.seed)
+    with replacing(target) as part:
+        science.write_records(records, part, columns)
+    return Produced(records=records, summary=summary)
+
+
+def _pattern_of(model: "FoundationModel", science: "Domain", scaffold: str) -> str:
+    """The first pattern of a scaffold that this model can fill."""
+    from consilience.core.generation import ending_of
+
+    refusal: ConsilienceError | None = None
+    for pattern in science.scaffold_patterns(scaffold):
+        try:
+            ending_of(pattern, model.tokenizers[science.name], model.objective)
+            return pattern
+        except ConsilienceError as error:
+            refusal = refusal or error
+    raise ConsilienceError(f"scaffold {scaffold!r}, written as a {refusal}") from refusal
+
+
+def _log_likelihoods(
+    model: "FoundationModel", domain: str, tokens: "TokenBatch", seed: int
+) -> dict[str, Any]:
+    """A column of log p in nats, named after what it is; none where the objective has no likelihood."""
+    from consilience.core.log_likelihood import likelihood_of, of_tokens
+
+    if likelihood_of(model, domain) == "surrogate":
+        return {}
+    found = of_tokens(model, tokens, domain, seed=seed)
+    return {"log_likelihood" if found.kind == "exact" else "log_likelihood_bound": found.values}
 
 
 def new_parser() -> CommandParser:
     """The options of `consilience generate`."""
+    from consilience.core.sampling import UnmaskOrder
+
     parser = CommandParser("generate", generate, "MODEL --n N --out FILE [options]")
     parser.option("model", type=str, metavar="MODEL")
     parser.option("--n", type=int, default=100)
@@ -77,7 +189,12 @@ def new_parser() -> CommandParser:
     parser.option("--domain", type=str | None)
     parser.option("--seed", type=int)
     parser.option("--temperature", type=float | None)
+    parser.option("--top-k", type=int | None)
+    parser.option("--top-p", type=float | None)
     parser.option("--steps", type=int | None)
+    parser.option("--unmask-order", type=UnmaskOrder)
+    parser.option("--pattern", type=str | None)
+    parser.option("--scaffold", type=str | None)
     parser.option("--batch-size", type=int)
     parser.option("--device", type=str)
     return parser
@@ -85,19 +202,18 @@ def new_parser() -> CommandParser:
 
 def run(options: "Namespace") -> None:
     """`consilience generate`."""
-    records = generate(**options.as_dict(), progress=True)
-    say(f"{options.out}: {len(records)} generated records")
+    chosen = options.as_dict()
+    plain = {key: chosen.pop(key) for key in ("model", "out", "domain", "device")}
+    temperature = chosen.pop("temperature")
+    own = {key: chosen.pop(key) for key in ("steps", "top_k", "top_p", "unmask_order")}
+    own |= {} if temperature is None else {"temperature": temperature}
+    made = produce(plain.pop("model"), Asked(**chosen, options=own), **plain, progress=True)
+    say(f"{options.out}: {made.summary}")
 
 
 def _in_batches(
-    model: "FoundationModel",
-    n: int,
-    domain: str,
-    seed: int,
-    batch_size: int,
-    progress: bool,
-    options: dict[str, Any],
-) -> Any:
+    model: "FoundationModel", asked: Asked, domain: str, progress: bool, options: Mapping[str, Any]
+) -> "TokenBatch":
     """`model.generate` batch by batch with a bar; the first batch has the seed itself, later ones their own."""
     import numpy as np
 
@@ -105,10 +221,12 @@ def _in_batches(
 
     done = []
     with bar("records", shown=progress) as shown:
-        task = shown.add_task("generating", total=n, note="")
-        for place, first in enumerate(range(0, n, batch_size)):
-            count = min(batch_size, n - first)
-            own = int(np.random.SeedSequence([seed, place]).generate_state(1)[0]) if place else seed
+        task = shown.add_task("generating", total=asked.n, note="")
+        for place, first in enumerate(range(0, asked.n, asked.batch_size)):
+            count = min(asked.batch_size, asked.n - first)
+            own = (
+                int(np.random.SeedSequence([asked.seed, place]).generate_state(1)[0]) if place else asked.seed
+            )
             done.append(model.generate_tokens(count, domain=domain, seed=own, batch_size=count, **options))
             shown.update(task, advance=count)
-    return model.tokenizers[domain].decode(TokenBatch.concatenate(done))
+    return TokenBatch.concatenate(done)

@@ -24,25 +24,30 @@ def load(folder: "str | Path", *, device: str = "cpu") -> "FoundationModel":
         folder: what `consilience train --out` wrote.
         device: cpu, cuda, or auto: a GPU when there is one.
     """
-    import torch
-
     from consilience.core.model import FoundationModel
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch's own errors for a wrong name and a missing GPU
-        raise ConsilienceError(
-            f"device {device!r} cannot be used here: {str(error).splitlines()[0]}"
-        ) from error
-    model = FoundationModel.load(folder, device=device)
+    model = FoundationModel.load(folder, device=pick_device(device))
     done = model.provenance.get("outcome")
     if model.provenance.get("training") and (done is None or done.get("interrupted")):
         logger.warning(
             "%s: training has not finished (consilience train --out %s --resume goes on)", folder, folder
         )
     return model
+
+
+def pick_device(name: str) -> str:
+    """The device of a name: itself, or for `auto` a GPU when there is one; ConsilienceError if it cannot be used."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch's own errors for a wrong name and a missing GPU
+        raise ConsilienceError(
+            f"device {name!r} cannot be used here: {str(error).splitlines()[0]}"
+        ) from error
+    return name
 
 
 def open_model(model: "FoundationModel | str | Path", device: str) -> "tuple[FoundationModel, Path | None]":

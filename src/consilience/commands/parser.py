@@ -63,7 +63,7 @@ class CommandParser(ArgumentParser):
         """Add `--flag` or a positional, with default and help of the argument of the same name."""
         key = flag.lstrip("-").replace("-", "_")
         how.setdefault("help", self.helps[key])
-        if not how.get("required") and (flag.startswith("-") or "nargs" in how):
+        if not how.get("required") and (flag.startswith("-") or how.get("nargs") == "?"):
             how.setdefault("default", self.defaults[key])
         self.add_argument(flag, **how)
 

@@ -22,6 +22,7 @@ from consilience.report.cost_section import budget_section, likelihood_section
 from consilience.report.figures.common import styled
 from consilience.report.figures.curves import loss_curves
 from consilience.report.gallery import gallery
+from consilience.report.markdown import as_markdown
 from consilience.report.questions import questions
 from consilience.report.score_section import score_section
 from consilience.report.style import STYLE
@@ -40,7 +41,7 @@ MOST_MODELS = 6
 
 
 def write_report(study: "Study", tables: Tables | None = None) -> Path:
-    """Write `report.html`, `figures/` (PNG and PDF) and `tables/` (CSV and parquet) into the folder of the study.
+    """Write `report.html`, `figures/` (PNG and PDF) and `tables/` (CSV, parquet, Markdown) into the study's folder.
 
     Args:
         study: finished or not; what is missing is said.
@@ -51,6 +52,7 @@ def write_report(study: "Study", tables: Tables | None = None) -> Path:
     tables.write(study.folder / "tables")
     asked = questions(tables)
     asked.to_csv(study.folder / "tables" / "questions.csv", index=False)
+    (study.folder / "tables" / "scores.md").write_text(as_markdown(tables), encoding="utf-8")
     sections = [
         _heading(study.preset),
         _unfinished(study),

@@ -28,7 +28,7 @@ def quick() -> StudyPreset:
         name="quick",
         core=CoreConfig(width=96, depth=4, heads=4),
         training=TrainingConfig(
-            steps=120,
+            steps=100,
             tokens_per_batch=1536,
             learning_rate=4e-3,
             optimizer="muon",

@@ -1,0 +1,113 @@
+"""New records from a model: whole ones, ones that keep a pattern, and ones with some tokens kept from records."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from consilience.core.batch import TokenBatch
+from consilience.core.errors import ConsilienceError
+from consilience.core.objectives.base import Objective, predictable
+from consilience.core.sampling import Sampling
+from consilience.core.tokenizer import Ending, Tokenizer
+
+if TYPE_CHECKING:
+    from consilience.core.model import FoundationModel
+
+Hidden = Tensor | Callable[[TokenBatch], Tensor]
+"""(n, N) bool, True for tokens to fill, or what makes it of the tokens of the records."""
+
+
+@torch.no_grad()
+def generate_tokens(
+    model: "FoundationModel",
+    n: int,
+    *,
+    domain: str,
+    seed: int,
+    batch_size: int,
+    pattern: str | None = None,
+    **options: Any,
+) -> TokenBatch:
+    """See `FoundationModel.generate_tokens`."""
+    if n < 1:
+        raise ConsilienceError(f"n must be at least 1, not {n}")
+    if batch_size < 1:
+        raise ConsilienceError(f"batch_size must be at least 1, not {batch_size}")
+    model.eval()
+    tokenizer, objective, predict = model.tokenizers[domain], model.objective, model.predictor(domain)
+    sampling = Sampling.of(options, end_id=tokenizer.end_id)
+    ending: Ending | None = None if pattern is None else ending_of(pattern, tokenizer, objective)
+    if ending == "kept":
+        sampling = replace(sampling, end_id=None, banned=tokenizer.marks)
+    generator = torch.Generator().manual_seed(seed)
+    done = []
+    for start in range(0, n, batch_size):
+        count = min(batch_size, n - start)
+        if pattern is None or ending is None:
+            template = tokenizer.template(count, generator=generator, open_end=objective.ends_samples)
+            hidden = predictable(template)
+        else:
+            template, hidden = tokenizer.pattern(pattern, count, generator=generator, ending=ending)
+        filled = objective.sample(
+            predict, template.to(model.device), hidden.to(model.device), generator, sampling
+        )
+        done.append(filled.to("cpu"))
+    return TokenBatch.concatenate(done)
+
+
+def ending_of(pattern: str, tokenizer: Tokenizer[Any], objective: Objective) -> Ending:
+    """How samples of this pattern end under this objective; ConsilienceError where it cannot fill the pattern.
+
+    An objective that looks both ways is told where the sample ends. One that looks back only is not, and can then
+    go on from a beginning.
+    """
+    trial = torch.Generator().manual_seed(0)
+    refusal = objective.unread(*tokenizer.pattern(pattern, 1, generator=trial, ending="kept"))
+    if refusal is None:
+        return "kept"
+    ending: Ending = "open" if objective.ends_samples else "drawn"
+    if objective.unread(*tokenizer.pattern(pattern, 1, generator=trial, ending=ending)) is not None:
+        raise ConsilienceError(f"pattern {pattern!r}: {refusal}")
+    return ending
+
+
+@torch.no_grad()
+def complete_tokens(
+    model: "FoundationModel",
+    tokens: TokenBatch,
+    hidden: Hidden,
+    *,
+    domain: str,
+    seed: int,
+    batch_size: int,
+    **options: Any,
+) -> TokenBatch:
+    """See `FoundationModel.complete`; the same of tokens."""
+    model.eval()
+    objective, predict, tokenizer = model.objective, model.predictor(domain), model.tokenizers[domain]
+    mask = torch.as_tensor(hidden(tokens) if callable(hidden) else hidden)
+    if mask.shape != tokens.real.shape or mask.dtype != torch.bool:
+        raise ConsilienceError(
+            f"hidden must be bool of shape {tuple(tokens.real.shape)} (records, tokens of the longest), not "
+            f"{str(mask.dtype).removeprefix('torch.')} of {tuple(mask.shape)}"
+        )
+    mask = mask & predictable(tokens)
+    sampling = Sampling.of(options, end_id=tokenizer.end_id)
+    if tokenizer.end_id is not None and tokens.ids is not None:
+        told = mask & (tokens.ids != tokenizer.end_id)
+        if objective.unread(tokens, told) is None:  # it is told where the records end
+            mask, sampling = told, replace(sampling, end_id=None, banned=tokenizer.marks)
+    refusal = objective.unread(tokens, mask)
+    if refusal is not None:
+        raise ConsilienceError(refusal)
+    generator = torch.Generator().manual_seed(seed)
+    done = []
+    for first in range(0, tokens.size, batch_size):
+        rows = torch.arange(first, min(first + batch_size, tokens.size))
+        part = tokens.take(rows).to(model.device)
+        filled = objective.sample(predict, part, mask[rows].to(model.device), generator, sampling)
+        done.append(filled.to("cpu"))
+    return TokenBatch.concatenate(done)

@@ -1,0 +1,47 @@
+"""A model seen through one science: what samplers and likelihoods ask."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from consilience.core.batch import TokenSpec
+from consilience.core.likelihoods import Field, Likelihood
+from consilience.core.port import Port
+from consilience.core.transformer import KeyValueCache
+from consilience.core.view import View
+
+if TYPE_CHECKING:
+    from consilience.core.model import FoundationModel
+
+
+@dataclass(frozen=True)
+class DomainPredictor:
+    """A model seen through one science; see `core.objectives.base.Predictor`."""
+
+    model: "FoundationModel"
+    domain: str
+
+    @property
+    def port(self) -> Port:
+        """The embedder and heads of the science."""
+        return self.model._port(self.domain)
+
+    @property
+    def spec(self) -> TokenSpec:
+        """The tokens of the science."""
+        return self.port.spec
+
+    @property
+    def likelihoods(self) -> dict[Field, Likelihood]:
+        """The likelihood of each field."""
+        return self.port.likelihoods
+
+    def __call__(self, view: View, *, cache: KeyValueCache | None = None) -> dict[Field, Tensor]:
+        """Parameters of each likelihood for every row."""
+        asked = view.tokens.address if view.ask_address is None else view.ask_address
+        return self.port.predict(self.model.forward({self.domain: view}, cache=cache).final, asked)
+
+    def new_cache(self, batch: int, rows: int) -> KeyValueCache:
+        """An empty key-value cache."""
+        return KeyValueCache(self.model.core_config, batch, rows, next(self.model.parameters()))
