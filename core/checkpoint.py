@@ -4,6 +4,7 @@
 came from, so that a folder needs nothing beside it.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -126,6 +127,15 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise ConsilienceError(f"{path} is truncated or not a safetensors file ({error})") from error
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 (64 hex digits) of the weights of a model folder: names the model that something was made from."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise ConsilienceError(f"{folder} holds no {WEIGHTS}: copy the whole folder, or train again")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def take_core(model: "FoundationModel", folder: Path) -> None:

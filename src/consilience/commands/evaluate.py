@@ -11,6 +11,7 @@ from consilience.commands.console import console, loss_in_words, say
 from consilience.commands.files import replacing
 from consilience.commands.models import load, read_collection, science_of
 from consilience.commands.parser import CommandParser
+from consilience.commands.properties import evaluate_task
 from consilience.core.errors import ConsilienceError
 from consilience.domains.settings import read_settings
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from consilience.domains.preparation import Prepared
 
 EVALUATION = "evaluation.json"
+OF_RUN = ("data", "domain", "tasks", "limit", "loss_records", "read_options")
+"""Options that mean nothing for a table of one's own (`--task`)."""
+DEFAULT_OF_RUN = {"loss_records": 128}
 
 
 def evaluate(
@@ -70,7 +74,10 @@ def evaluate(
 
 def new_parser() -> CommandParser:
     """The options of `consilience evaluate`."""
-    parser = CommandParser("evaluate", evaluate, "MODEL [--data FILE] [options]")
+    parser = CommandParser(
+        "evaluate", evaluate, "MODEL [--data FILE | --task FILE --target COL [COL ...]] [options]"
+    )
+    parser.adopt(evaluate_task)
     parser.option("model", type=str, metavar="MODEL")
     parser.option("--data", type=str | None, metavar="FILE")
     parser.option("--domain", type=str | None)
@@ -79,12 +86,34 @@ def new_parser() -> CommandParser:
     parser.option("--loss-records", type=int)
     parser.option("--read-options", type=dict[str, Any] | None)
     parser.option("--device", type=str)
+    parser.option("--task", type=str | None, metavar="FILE")
+    parser.option("--target", nargs="+", type=str, metavar="COL")
+    parser.option("--smiles-column", type=str | None)
+    parser.option("--split", type=str | None, metavar="FILE")
+    parser.option("--kind", type=str | None)
+    parser.option("--rows", nargs="+", type=str)
+    parser.option("--seeds", type=int)
+    parser.option("--epochs", type=int)
+    parser.option("--out", type=str | None, metavar="FOLDER")
     return parser
 
 
 def run(options: "Namespace") -> None:
     """`consilience evaluate`."""
-    for found in evaluate(**options.as_dict(), progress=True):
+    given = options.as_dict()
+    of_run = {name: given.pop(name) for name in OF_RUN}
+    if given["task"] is not None:
+        for name, value in of_run.items():
+            if value is not None and value != DEFAULT_OF_RUN.get(name):
+                raise ConsilienceError(
+                    f"--{name.replace('_', '-')} is for the data of the run; leave it out with --task"
+                )
+        _show_task(**given)
+        return
+    for name in ("target", "smiles_column", "split", "kind", "rows", "out"):
+        if given[name] is not None:
+            raise ConsilienceError(f"--{name.replace('_', '-')} needs --task FILE")
+    for found in evaluate(options.model, **of_run, device=options.device, progress=True):
         console().print(_table(found))
         held = "held-out" if found.trained_on else "test part of data it was not trained on"
         say(
@@ -93,6 +122,24 @@ def run(options: "Namespace") -> None:
         for task, reason in found.skipped.items():
             say(f"{found.domain}: {task} was skipped: {reason}")
     say(str(Path(options.model) / EVALUATION))
+
+
+def _show_task(**options: Any) -> None:
+    """`consilience evaluate --task`."""
+    from rich.table import Table
+
+    from consilience.properties.table import caption, cells
+
+    options["target"] = options["target"] or []
+    found = evaluate_task(**options, progress=True)
+    header, lines = cells(found)
+    table = Table(title=f"{Path(found.file).name}: {', '.join(found.targets)}", caption=caption(found))
+    for place, name in enumerate(header):
+        table.add_column(name, justify="right" if place else "left")
+    for line in lines:
+        table.add_row(*line)
+    console().print(table)
+    say(str(Path(found.folder) / "table.md"))
 
 
 def _prepare(
