@@ -128,6 +128,7 @@ def train_domains(
     read: Mapping[str, Mapping[str, Any]] | None = None,
     tokenizers: Mapping[str, Mapping[str, Any]] | None = None,
     limit: int | None = None,
+    parts: Sequence[float] | None = None,
     core: CoreConfig,
     training: TrainingConfig,
     folder: Path,
@@ -143,6 +144,7 @@ def train_domains(
         read: science -> options of its reader.
         tokenizers: science -> options of its tokenizer.
         limit: at most this many records a science.
+        parts: shares of train, validation and test, see `prepare`.
         core: size of the transformer.
         training: how.
         folder: where everything goes; must be new or empty unless `resume`.
@@ -160,11 +162,13 @@ def train_domains(
         path, how = (data or {}).get(domain.name), (read or {}).get(domain.name)
         wanted = (tokenizers or {}).get(domain.name)
         if path is not None and is_cache(path):
-            prepared[domain.name] = _from_cache(domain, path, how, wanted, limit, kept.get(domain.name))
+            prepared[domain.name] = _from_cache(
+                domain, path, how, wanted, limit, parts, kept.get(domain.name)
+            )
             continue
         chosen = kept.get(domain.name) or wanted
         prepared[domain.name] = prepare(
-            domain, load_collection(domain, path, how), tokenizer=chosen, limit=limit
+            domain, load_collection(domain, path, how), tokenizer=chosen, limit=limit, fractions=parts
         )
     return pretrain(
         prepared, objective, core=core, training=training, folder=folder, resume=resume, **options
@@ -177,10 +181,12 @@ def _from_cache(
     read: Mapping[str, Any] | None,
     options: Mapping[str, Any] | None,
     limit: int | None,
+    parts: Sequence[float] | None,
     kept: Tokenizer[Any] | None,
 ) -> PreparedTokens:
     """Tokens that were written before; what was decided then cannot be asked for again."""
-    for name, value in (("read options", read), ("tokenizer options", options), ("a limit", limit)):
+    asked = {"read options": read, "tokenizer options": options, "a limit": limit, "parts": parts}
+    for name, value in asked.items():
         if value:
             raise ConsilienceError(
                 f"{path} is a token cache: {name} ({value}) cannot be changed any more; leave it out, or give it to "

@@ -151,19 +151,27 @@ def _prepare(
     read_options: Mapping[str, Any] | None,
 ) -> "Prepared":
     """The data of the run as it was split for training, or other data split by the same rule."""
-    from consilience.domains.preparation import prepare
+    from consilience.domains.preparation import cached_parts, prepare
 
     science = science_of(model, folder, name)
     settings = read_settings(folder)
-    own = data is None
+    own, parts = data is None, None
     if own:
         files = parse_files(file_words(settings.get("data")))
         data = files.get(science.name) if isinstance(files, dict) else None
         limit = settings.get("limit") if limit is None else limit
         saved = options_by_science(settings.get("read_options"), model.domains, "read_options")
         read_options = saved.get(science.name) if read_options is None else read_options
+        parts = settings.get("parts") or cached_parts(None if data is None else Path(data))
     collection = read_collection(science, data, read_options)
-    prepared = prepare(science, collection, tokenizer=model.tokenizers[science.name], limit=limit)
+    prepared = prepare(
+        science, collection, tokenizer=model.tokenizers[science.name], limit=limit, fractions=parts
+    )
+    if not len(prepared.split.test):
+        raise ConsilienceError(
+            f"{folder} was trained with no test part (--parts {' '.join(map(str, parts or ()))}): name other data "
+            "with --data"
+        )
     before = model.provenance.get("data", {}).get(science.name, {})
     if own and before and before.get("fingerprint") != prepared.collection.fingerprint:
         raise ConsilienceError(

@@ -48,6 +48,7 @@ def train(
     read_options: Options | None = None,
     weights: Mapping[str, float] | None = None,
     limit: int | None = None,
+    parts: Sequence[float] | None = None,
     core: "CoreConfig | Options | None" = None,
     training: "TrainingConfig | Options | None" = None,
     init_core: str | Path | None = None,
@@ -70,6 +71,8 @@ def train(
         read_options: of the reader of the file, written like tokenizer options.
         weights: shares of the steps of several sciences, such as '{cells: 2}'; 1 where left out.
         limit: use at most this many records of each science, drawn with a fixed seed.
+        parts: shares of train, validation and test, such as 0.98 0.01 0.01; default: 0.7 0.1 0.2. A group (a
+            scaffold, an object) stays in one part.
         core: size and options of the transformer.
         training: steps, batch size, learning rate and so on.
         init_core: start from the core of the model in this folder, whatever its science.
@@ -106,6 +109,7 @@ def train(
         "read_options": readers,
         "weights": dict(weights or {}),
         "limit": limit,
+        "parts": None if parts is None else list(parts),
         "init_core": None if init_core is None else str(Path(init_core).expanduser().absolute()),
         "core": asdict(asked),
         "training": asdict(how),
@@ -123,6 +127,7 @@ def train(
         read=readers,
         tokenizers=tokenizers,
         limit=limit,
+        parts=parts,
         core=asked,
         training=how,
         folder=folder,
@@ -190,6 +195,7 @@ def new_parser() -> CommandParser:
     parser.option("--resume", action="store_true")
     parser.option("--init-core", type=str | None, metavar="FOLDER")
     parser.option("--limit", type=int | None, metavar="N")
+    parser.option("--parts", nargs=3, type=float, metavar=("TRAIN", "VALIDATION", "TEST"))
     parser.option("--weights", type=dict[str, float], default={})
     parser.option("--objective-options", type=dict[str, Any], default={})
     parser.option("--tokenizer-options", type=dict[str, Any], default={})
