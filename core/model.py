@@ -390,11 +390,11 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         )
         return filled.to("cpu")
 
-    def save(self, folder: str | Path) -> Path:
-        """Write `model.safetensors`, `config.json` and a model card; see `core.checkpoint`."""
+    def save(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
+        """Write `model.safetensors`, `config.json` and a model card; see `core.checkpoint.save_model`."""
         from consilience.core.checkpoint import save_model
 
-        return save_model(self, Path(folder))
+        return save_model(self, Path(folder), dtype)
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "cpu") -> Self:

@@ -14,6 +14,7 @@ from consilience.commands.parser import CommandParser
 from consilience.commands.properties import evaluate_task
 from consilience.core.errors import ConsilienceError
 from consilience.domains.settings import read_settings
+from consilience.pretrained import model_folder, results_folder
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -58,7 +59,7 @@ def evaluate(
     """
     from consilience.commands.readout import read_out
 
-    folder = Path(model).expanduser()
+    folder = model_folder(model)
     network = load(folder, device=device)
     names = network.domains if domain is None else [domain]
     if data is not None and len(names) > 1:
@@ -67,7 +68,9 @@ def evaluate(
     for name in names:
         prepared = _prepare(network, folder, name, data, limit, read_options)
         done.append(read_out(network, prepared, tasks, loss_records=loss_records, progress=progress))
-    with replacing(folder / EVALUATION) as part:
+    results = results_folder(model)
+    results.mkdir(parents=True, exist_ok=True)
+    with replacing(results / EVALUATION) as part:
         part.write_text(json.dumps([asdict(found) for found in done], indent=1))
     return tuple(done)
 
@@ -121,7 +124,7 @@ def run(options: "Namespace") -> None:
         )
         for task, reason in found.skipped.items():
             say(f"{found.domain}: {task} was skipped: {reason}")
-    say(str(Path(options.model) / EVALUATION))
+    say(str(results_folder(options.model) / EVALUATION))
 
 
 def _show_task(**options: Any) -> None:

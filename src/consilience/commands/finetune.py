@@ -8,6 +8,7 @@ from consilience.commands.console import say
 from consilience.commands.files import try_writing, write_failures
 from consilience.commands.parser import CommandParser
 from consilience.commands.properties import ask_about, telling
+from consilience.pretrained import model_folder
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -81,7 +82,7 @@ def finetune(
     )
     write_split(folder / "split.csv", question.split, question.data)
     save_tuned(
-        folder, tuned, question, Path(model).expanduser(),
+        folder, tuned, question, model_folder(model),
         lora=lora, test={metric: scored.value(metric) for metric in scored.seeds},
     )  # fmt: skip
     return tuned

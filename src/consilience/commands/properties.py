@@ -11,6 +11,7 @@ from consilience.commands.console import bar
 from consilience.commands.files import try_writing, write_failures
 from consilience.commands.models import find_data, load, science_of
 from consilience.core.errors import ConsilienceError
+from consilience.pretrained import model_folder, results_folder
 
 if TYPE_CHECKING:
     from consilience.domains.penalties import Kind
@@ -90,7 +91,7 @@ def ask_about(
 
     if kind not in (None, "classification", "regression"):
         raise ConsilienceError(f"kind must be classification or regression, not {kind!r}")
-    folder = Path(model).expanduser()
+    folder = model_folder(model)
     network = load(folder, device=device)
     if "molecules" not in network.domains:
         raise ConsilienceError(
@@ -118,7 +119,7 @@ def folder_of_task(model: str | Path, task: str | Path, targets: Sequence[str]) 
         *([f"{len(targets)}-targets"] if targets[1:] else []),
     ]
     name = "-".join(re.sub(r"[^A-Za-z0-9]+", "-", word).strip("-") for word in words)
-    return Path(model).expanduser() / "tasks" / name
+    return results_folder(model) / "tasks" / name
 
 
 @contextmanager

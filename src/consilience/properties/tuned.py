@@ -25,6 +25,7 @@ from consilience.core.lora import LoraOptions, adapter_state, add_adapters, load
 from consilience.core.records import Failure, take_records
 from consilience.domains.finetuning import PropertyTarget, Tuned
 from consilience.domains.supervised import HeadedModel
+from consilience.pretrained import model_folder, shipped
 from consilience.properties.question import Question
 
 ABOUT, WEIGHTS = "property.json", "tuned.safetensors"
@@ -106,7 +107,7 @@ def save_tuned(
         "classes": question.data.classes,
         "mean": tuned.target.mean.tolist(),
         "spread": tuned.target.spread.tolist(),
-        "base": {"folder": str(base.resolve()), "sha256": question.model_digest},
+        "base": {"folder": _named(base), "sha256": question.model_digest},
         "lora": asdict(lora) if tuned.method == "lora" else None,
         "learning_rate": tuned.learning_rate,
         "epoch": tuned.epoch,
@@ -149,7 +150,8 @@ def load_tuned(folder: Path, *, base: Path | None = None, device: str = "cpu") -
         )
         outputs, width = tensors[f"{HEAD}weight"].shape
         head = nn.Linear(width, outputs)
-        model = load(folder if lora is None else _base(base or place, about["base"]["sha256"]), device=device)
+        start = folder if lora is None else _base(model_folder(base or place), about["base"]["sha256"])
+        model = load(start, device=device)
         if lora is not None:
             with torch.random.fork_rng(devices=[]):
                 add_adapters(model.core, LoraOptions(**lora))
@@ -179,6 +181,11 @@ def load_tuned(folder: Path, *, base: Path | None = None, device: str = "cpu") -
         raise ConsilienceError(
             f"{folder / ABOUT} does not fit its weights: {error!r}; fine-tune again"
         ) from error
+
+
+def _named(base: Path) -> str:
+    """A shipped model is found by its name wherever the package is installed, another one by its place."""
+    return base.name if shipped().get(base.name) == base else str(base.resolve())
 
 
 def _about(folder: Path) -> dict[str, Any]:
