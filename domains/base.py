@@ -1,7 +1,7 @@
 """What every science offers: a reader, bundled data, tasks, classical baselines, writers and one figure."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -114,6 +114,18 @@ class Domain(ABC):
         """All classical rows of this science, the one of `baseline` first; what is fitted, is fitted on `train`."""
         name, features = self.baseline(collection, train)
         return [Baseline(name=name, features=features)]
+
+    computed: ClassVar[tuple[str, ...]] = ()
+    """Properties that `compute` knows: a model may be told them in training and asked for them in generation."""
+
+    def compute(self, records: Any, names: Sequence[str]) -> Mapping[str, np.ndarray]:
+        """Property -> (n,) float64 of records, generated ones included; NaN where a record has none.
+
+        Args:
+            records: n of them.
+            names: of `computed`.
+        """
+        raise ConsilienceError(f"{self.name}: no property is computed from records here")
 
     keeps_columns: ClassVar[tuple[str, ...]] = ()
     """Endings of files of records that hold columns beside them."""

@@ -34,13 +34,16 @@ from consilience.core.objectives import (
 from consilience.core.sampling import Sampling
 from consilience.core.synthetic import GaussianAR1, MarkovChain
 from consilience.core.synthetic_tokenizer import SyntheticTokenizer
+from consilience.core.transformer import CoreConfig
 
 CHAINS = (
     MarkovChain(),
-    MarkovChain(transition=((0.10, 0.45, 0.45), (0.60, 0.15, 0.25), (0.30, 0.60, 0.10))),
+    MarkovChain(transition=((0.40, 0.25, 0.35), (0.45, 0.30, 0.25), (0.20, 0.40, 0.40))),
 )
 NAME = MarkovChain.name
-CLASS = Conditions(properties=(Property(name="class", mean=0.5, spread=0.5, low=0.0, high=1.0),))
+CLASS = Conditions(
+    properties=(Property(name="class", mean=0.5, spread=0.5, low=0.0, high=1.0),), drop_each=0.3, drop_all=0.2
+)
 DISCRETE = [
     NextToken(),
     AnyOrder(),
@@ -94,9 +97,9 @@ def untrained(objective, tools, conditions=CLASS, source=CHAINS[0], awake: bool 
 
 
 @cache
-def trained(objective, steps: int = 300) -> FoundationModel:
-    from consilience.core.transformer import CoreConfig
-
+def trained(objective) -> FoundationModel:
+    """A small model after a short training in which half of the samples are told nothing."""
+    steps = 300 if isinstance(objective, MaskedDiffusion) else 200
     torch.manual_seed(0)
     core = CoreConfig(width=32, depth=2, heads=4)
     model = FoundationModel(
@@ -124,17 +127,6 @@ def test_the_conditional_entropy_is_reached_with_conditions_and_the_entropy_with
     for told, batch in [(True, tokens), (False, replace(tokens, conditions=None))]:
         loss = model.evaluate(batch, seed=5, draws=8 if objective.kind == "bound" else 1)
         assert -BELOW < loss.nats_per_token - truth[told] < TOLERANCE, told
-
-
-def test_masked_lands_on_its_conditional_value():
-    objective = Masked(rate=0.5)
-    tokens = mixed_tokens(4096, seeded(999))
-    model, value = trained(objective), sum(chain.masked_curve(0.5) for chain in CHAINS) / 2
-    with_class = model.evaluate(tokens, seed=5, draws=8).nats_per_token
-    assert abs(with_class - value) < TOLERANCE
-    assert (
-        model.evaluate(replace(tokens, conditions=None), seed=5, draws=8).nats_per_token > with_class + 0.02
-    )
 
 
 def test_the_likelihood_of_records_is_conditional():
@@ -300,9 +292,9 @@ def test_guidance_raises_the_share_of_the_asked_class(objective):
         nll = nll_of_both(model.generate_tokens(600, seed=1, **asked))
         share[weight] = float((nll[1] < nll[0]).double().mean())
     assert 0.4 < share[None] < 0.6
-    assert share[None] + 0.2 < share[0.0] < share[1.0] - 0.02 and share[3.0] > share[1.0] - 0.01
     truth = nll_of_both(CHAINS[1].tokens(4096, seeded()))
     assert share[0.0] == pytest.approx(float((truth[1] < truth[0]).double().mean()), abs=0.06)
+    assert share[None] + 0.2 < share[0.0] < share[1.0] - 0.02 and share[3.0] > share[1.0] - 0.01
 
 
 def test_each_sample_may_be_asked_for_something_else():
