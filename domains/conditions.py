@@ -64,10 +64,10 @@ def tell(data: Prepared | PreparedTokens, wanted: Wanted, kept: Conditions | Non
             without any spread, or others than those of the resumed run.
     """
     computed = computed_names(data.domain, wanted.computed)
+    twice = sorted(set(computed) & set(wanted.columns))
+    if twice:
+        raise ConsilienceError(f"condition {twice[0]!r} is asked for as computed and as a column; choose one")
     columns = _computed(data, computed) | {name: _column(data, name) for name in wanted.columns}
-    if len(columns) < len(computed) + len(wanted.columns):
-        twice = next(name for name in wanted.columns if name in computed)
-        raise ConsilienceError(f"condition {twice!r} is asked for as computed and as a column; choose one")
     train = data.split.train
     fitted = Conditions.fit(
         {name: column[train] for name, column in columns.items()},
