@@ -233,7 +233,9 @@ def rows_of(
     model: "FoundationModel", domain: str, conditions: Asked | Tensor | None, n: int
 ) -> Tensor | None:
     """(n, K) what is asked of n samples of a science; None where nothing is."""
-    if conditions is None or isinstance(conditions, Tensor):
+    if isinstance(conditions, Tensor):
+        if conditions.shape[0] != n:
+            raise ConsilienceError(f"there are conditions of {conditions.shape[0]} samples for {n}")
         return conditions
     return model.conditions_of(domain).rows(conditions, n) if conditions else None
 

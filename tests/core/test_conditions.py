@@ -345,6 +345,8 @@ def test_models_that_cannot_are_told_apart(tools):
     two = replace(mixed_tokens(2, seeded()), conditions=torch.zeros(2, 2))
     with pytest.raises(ConsilienceError, match="knows 1 conditions a sample"):
         untrained(NextToken(), tools).evaluate(two)
+    with pytest.raises(ConsilienceError, match="conditions of 2 samples for 3"):
+        untrained(NextToken(), tools).generate_tokens(3, conditions=torch.zeros(2, 1))
     gaussian = untrained(NextToken(), tools, source=GaussianAR1())
     assert len(gaussian.generate(2, conditions={"class": 1})) == 2
     with pytest.raises(ConsilienceError, match="have the head Gaussian"):
