@@ -112,6 +112,8 @@ class TokenBatch:
         given: (B, N) bool, tokens whose content is always seen and never scored (a depth, a begin mark).
             Given tokens stand before all others of their sample.
         exposure: (B,) float32, the size factor of counts (library size / 10,000).
+        conditions: (B, K) float32, standardised properties of the whole sample that the model is told; NaN = hidden.
+            None hides all. See `core.conditions`.
     """
 
     length: Tensor
@@ -122,6 +124,7 @@ class TokenBatch:
     positions: Tensor | None = None
     given: Tensor | None = None
     exposure: Tensor | None = None
+    conditions: Tensor | None = None
 
     @property
     def size(self) -> int:

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from consilience.core.conditions import Conditions
 from consilience.core.errors import ConsilienceError
 from consilience.core.objectives.base import Objective
 from consilience.core.references import load_class, reference_of
@@ -61,6 +62,7 @@ def describe_model(model: "FoundationModel") -> dict[str, Any]:
         "objective": {"class": reference_of(type(model.objective)), "options": asdict(model.objective)},
         "domains": {
             name: {"tokenizer": reference_of(type(tokenizer)), "state": tokenizer.state()}
+            | ({"conditions": model.conditions[name].state()} if name in model.conditions else {})
             for name, tokenizer in model.tokenizers.items()
         },
         "versions": {name: metadata.version(name) for name in ("torch", "numpy", "safetensors")}
@@ -81,11 +83,16 @@ def load_model(cls: type[Model], folder: Path, *, device: str = "cpu") -> Model:
             name: load_class(entry["tokenizer"], Tokenizer).from_state(entry["state"])  # type: ignore[type-abstract]
             for name, entry in config["domains"].items()
         }
+        conditions = {
+            name: Conditions.from_state(entry["conditions"])
+            for name, entry in config["domains"].items()
+            if "conditions" in entry
+        }
     except (KeyError, TypeError, AttributeError) as error:
         raise ConsilienceError(
             f"{folder / CONFIG} is not a consilience model of this version: {error!r}"
         ) from error
-    model = cls(core, tokenizers, objective, config.get("provenance"))
+    model = cls(core, tokenizers, objective, config.get("provenance"), conditions)
     model.load_state_dict(read_weights(folder, model.state_dict()))
     return model.to(device).eval()
 

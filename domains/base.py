@@ -134,6 +134,18 @@ class Domain(ABC):
         """The string by which the records of `read_labels` are told apart; ConsilienceError for one unreadable."""
         return record
 
+    computed: ClassVar[tuple[str, ...]] = ()
+    """Properties that `compute` knows: a model may be told them in training and asked for them in generation."""
+
+    def compute(self, records: Any, names: Sequence[str]) -> Mapping[str, np.ndarray]:
+        """Property -> (n,) float64 of records, generated ones included; NaN where a record has none.
+
+        Args:
+            records: n of them.
+            names: of `computed`.
+        """
+        raise ConsilienceError(f"{self.name}: no property is computed from records here")
+
     keeps_columns: ClassVar[tuple[str, ...]] = ()
     """Endings of files of records that hold columns beside them."""
 

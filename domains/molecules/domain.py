@@ -10,7 +10,7 @@ from consilience.core.records import Collection
 from consilience.core.tokenizer import Tokenizer
 from consilience.domains.base import Baseline, Domain, QuickPreset, Task
 from consilience.domains.labelled import LabelledTable
-from consilience.domains.molecules import data, evaluate, readers
+from consilience.domains.molecules import conditions, data, evaluate, readers
 from consilience.domains.penalties import Kind
 from consilience.domains.pieces import Piece
 from consilience.tokenizers.molecule_notation import canonical
@@ -32,6 +32,7 @@ class MoleculesDomain(Domain):
     text_records: ClassVar[bool] = True
     classical: ClassVar[int] = 2
     keeps_columns: ClassVar[tuple[str, ...]] = (".csv", ".parquet")
+    computed: ClassVar[tuple[str, ...]] = tuple(conditions.COMPUTED)
     quick: ClassVar[QuickPreset] = QuickPreset(
         objectives=("next-token", "masked", "masked-diffusion", "block 4", "reversed", "address-only"),
         tokenizer={"max_length": 96},
@@ -73,6 +74,10 @@ class MoleculesDomain(Domain):
     def canonical(self, record: str) -> str:
         """RDKit's canonical SMILES."""
         return canonical(record)
+
+    def compute(self, records: Any, names: Sequence[str]) -> Mapping[str, np.ndarray]:
+        """What RDKit computes; see `conditions.compute`."""
+        return conditions.compute(records, names)
 
     def summary(self, records: Any) -> str:
         """How many are valid, and different among those."""
