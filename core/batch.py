@@ -130,6 +130,8 @@ class TokenBatch:
             Given tokens stand before all others of their sample.
         exposure: (B,) float32, the size factor of counts (library size / 10,000).
         pairs: (B, N, N) uint8, the kind of every pair of tokens, always seen; 0 = nothing is said of it.
+        conditions: (B, K) float32, standardised properties of the whole sample that the model is told; NaN = hidden.
+            None hides all. See `core.conditions`.
     """
 
     length: Tensor
@@ -141,6 +143,7 @@ class TokenBatch:
     given: Tensor | None = None
     exposure: Tensor | None = None
     pairs: Tensor | None = None
+    conditions: Tensor | None = None
 
     @property
     def size(self) -> int:

@@ -8,6 +8,7 @@ however many processes share them.
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -177,6 +178,7 @@ def _read(
     model: "FoundationModel", tokens: TokenBatch, domain: str, time: float, readouts: Sequence[Readout]
 ) -> Mapping[Readout, Tensor]:
     """(B, D) vectors of one batch, all at one time, from one forward."""
+    tokens = replace(tokens, conditions=None)  # a vector is of the record alone
     view = observe_at(model.objective, tokens, model.tokenizers[domain].spec, time)
     states = model.forward({domain: view}, layers=any(readout.layer >= 0 for readout in readouts))
     counted = counted_rows(view)

@@ -5,7 +5,7 @@ similar length, and tokenized with a generator seeded by the step. Several scien
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -55,11 +55,18 @@ class Source:
     """Training records of one science with their tokenizer.
 
     `token_cache.CachedSource` reads tokens that were written before instead.
+
+    Args:
+        records: n of them.
+        tokenizer: fitted.
+        weight: share of the steps among several sciences.
+        conditions: (n, K) float32, what the model is told of each record (`core.conditions`); None = nothing.
     """
 
     records: Any
     tokenizer: Tokenizer[Any]
     weight: float = 1.0
+    conditions: np.ndarray | None = None
 
     cached: ClassVar[bool] = False
     """Whether tokens and lengths lie in files that any process can map, so that none need to travel."""
@@ -76,6 +83,13 @@ class Source:
     def tokens(self, index: np.ndarray, epoch: int, generator: torch.Generator) -> TokenBatch:
         """The batch of these records in an epoch."""
         return self.tokenizer.encode(take_records(self.records, index), generator=generator)
+
+    def batch(self, index: np.ndarray, epoch: int, generator: torch.Generator) -> TokenBatch:
+        """The same with the conditions of these records, where there are any."""
+        tokens = self.tokens(index, epoch, generator)
+        if self.conditions is None:
+            return tokens
+        return replace(tokens, conditions=torch.from_numpy(self.conditions[index]))
 
 
 class TokenFeed(Dataset[tuple[str, TokenBatch]]):
@@ -153,7 +167,7 @@ class TokenFeed(Dataset[tuple[str, TokenBatch]]):
 
     def __getitem__(self, step: int) -> tuple[str, TokenBatch]:
         name, epoch, index = self.place(step)
-        return name, self.sources[name].tokens(index, epoch, step_generator(self.seed, step))
+        return name, self.sources[name].batch(index, epoch, step_generator(self.seed, step))
 
     def __getstate__(self) -> dict[str, Any]:
         """What a spawned worker needs: not what it can make again from the seed, nor lengths that a cache holds."""

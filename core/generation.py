@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from consilience.core.batch import TokenBatch
+from consilience.core.conditions import Asked, rows_of
 from consilience.core.errors import ConsilienceError
+from consilience.core.guidance import guided
 from consilience.core.objectives.base import Objective, predictable
 from consilience.core.sampling import Sampling
 from consilience.core.tokenizer import Ending, Tokenizer
@@ -29,6 +31,7 @@ def generate_tokens(
     seed: int,
     batch_size: int,
     pattern: str | None = None,
+    conditions: Asked | Tensor | None = None,
     **options: Any,
 ) -> TokenBatch:
     """See `FoundationModel.generate_tokens`."""
@@ -37,8 +40,10 @@ def generate_tokens(
     if batch_size < 1:
         raise ConsilienceError(f"batch_size must be at least 1, not {batch_size}")
     model.eval()
-    tokenizer, objective, predict = model.tokenizers[domain], model.objective, model.predictor(domain)
+    tokenizer, objective = model.tokenizers[domain], model.objective
     sampling = Sampling.of(options, end_id=tokenizer.end_id)
+    asked = rows_of(model, domain, conditions, n)
+    predict = guided(model.predictor(domain), sampling.guidance, conditioned=asked is not None)
     ending: Ending | None = None if pattern is None else ending_of(pattern, tokenizer, objective)
     if ending == "kept":
         sampling = replace(sampling, end_id=None, banned=tokenizer.marks)
@@ -51,6 +56,8 @@ def generate_tokens(
             hidden = predictable(template)
         else:
             template, hidden = tokenizer.pattern(pattern, count, generator=generator, ending=ending)
+        if asked is not None:
+            template = replace(template, conditions=asked[start : start + count])
         filled = objective.sample(
             predict, template.to(model.device), hidden.to(model.device), generator, sampling
         )
@@ -87,7 +94,7 @@ def complete_tokens(
 ) -> TokenBatch:
     """See `FoundationModel.complete`; the same of tokens."""
     model.eval()
-    objective, predict, tokenizer = model.objective, model.predictor(domain), model.tokenizers[domain]
+    objective, tokenizer = model.objective, model.tokenizers[domain]
     mask = torch.as_tensor(hidden(tokens) if callable(hidden) else hidden)
     if mask.shape != tokens.real.shape or mask.dtype != torch.bool:
         raise ConsilienceError(
@@ -96,6 +103,7 @@ def complete_tokens(
         )
     mask = mask & predictable(tokens)
     sampling = Sampling.of(options, end_id=tokenizer.end_id)
+    predict = guided(model.predictor(domain), sampling.guidance, conditioned=tokens.conditions is not None)
     if tokenizer.end_id is not None and tokens.ids is not None:
         told = mask & (tokens.ids != tokenizer.end_id)
         if objective.unread(tokens, told) is None:  # it is told where the records end

@@ -1,7 +1,7 @@
 """FoundationModel: embedders and heads per science around one core, trained with one objective."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from consilience.core.attention import Layout
 from consilience.core.batch import TokenBatch
+from consilience.core.conditions import Asked, Conditioner, Conditions, told
 from consilience.core.errors import ConsilienceError
 from consilience.core.modalities import join_angles, join_biases, join_patterns, join_times
 from consilience.core.objectives.base import Objective, sum_fields
@@ -58,6 +59,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         tokenizers: science -> fitted tokenizer.
         objective: what it is trained with; fixes the heads and the sampler.
         provenance: what it was trained on and with (saved beside the weights).
+        conditions: science -> the properties that it can be told of a sample (`core.conditions`), where there are any.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         tokenizers: Mapping[str, Tokenizer[Any]],
         objective: Objective,
         provenance: Mapping[str, Any] | None = None,
+        conditions: Mapping[str, Conditions] | None = None,
     ) -> None:
         super().__init__()
         if not tokenizers:
@@ -78,6 +81,11 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         # The suffix keeps a science called "values" or "train" from hiding a method of ModuleDict.
         ports = {f"{name}_port": Port(t, core, objective) for name, t in tokenizers.items()}
         self.ports = nn.ModuleDict(ports)
+        self.conditions = {self.domain_of(name): known for name, known in (conditions or {}).items()}
+        # Built last, so that the other weights start the same with conditions and without.
+        self.conditioners = nn.ModuleDict(
+            {f"{name}_told": Conditioner(known, core.width) for name, known in self.conditions.items()}
+        )
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -116,7 +124,9 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         ports = [self._port(name) for name in views]
         parts = list(views.values())
         entered = [port.enter(view) for port, view in zip(ports, parts)]
-        rows = torch.cat([own for own, _ in entered], dim=1)
+        rows = torch.cat(
+            [self._told(name, v, own) for (name, v), (own, _) in zip(views.items(), entered)], dim=1
+        )
         real = torch.cat([view.tokens.real for view in parts], dim=1)
         turns = [port.embed.angles(view) for port, view in zip(ports, parts)]
         widths = [view.tokens.width for view in parts]
@@ -134,6 +144,29 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
             query_angles=query_angles,
             bias=join_biases([bias for _, bias in entered], widths, rows, self.core_config.heads),
         )
+
+    def _told(self, name: str, view: View, rows: Tensor) -> Tensor:
+        """The rows of one modality, with what is told of its samples."""
+        values = view.tokens.conditions
+        if values is None:
+            return rows
+        self.conditions_of(name)
+        return rows + self.conditioners[f"{name}_told"](values)[:, None]
+
+    def conditions_of(self, domain: str | None = None) -> Conditions:
+        """What it can be told of the samples of a science; ConsilienceError where that is nothing."""
+        name = self.domain_of(domain)
+        if name not in self.conditions:
+            raise ConsilienceError(
+                f"this model was trained on {name} without conditions; train one: consilience train --condition"
+            )
+        return self.conditions[name]
+
+    def drop_conditions(self, domain: str, tokens: TokenBatch, generator: torch.Generator) -> TokenBatch:
+        """The tokens of a training step with some of their conditions hidden; without any, as they are."""
+        if tokens.conditions is None:
+            return tokens
+        return replace(tokens, conditions=self.conditions_of(domain).drop(tokens.conditions, generator))
 
     def _port(self, name: str) -> Port:
         port = self.ports[f"{self.domain_of(name)}_port"]
@@ -263,6 +296,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         seed: int = 0,
         batch_size: int = 256,
         pattern: str | None = None,
+        conditions: Asked | None = None,
         **options: Any,
     ) -> Any:
         """n new records.
@@ -272,13 +306,21 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
             domain: the science; may be left out when the model knows one.
             seed: of all randomness.
             batch_size: records at a time.
-                pattern: what every record must hold, in the notation of the science, where it has one (molecules:
+            pattern: what every record must hold, in the notation of the science, where it has one (molecules:
                 `c1ccc(*)cc1`).
+            conditions: property -> the value that is asked for, one number or n of them (`core.conditions`); with
+                `guidance` among the options it is followed more closely.
             options: of the objective's sampler (`core.sampling.Sampling`): steps, temperature, top_k, top_p,
-                unmask_order, mean.
+                unmask_order, mean, guidance.
         """
         tokens = self.generate_tokens(
-            n, domain=domain, seed=seed, batch_size=batch_size, pattern=pattern, **options
+            n,
+            domain=domain,
+            seed=seed,
+            batch_size=batch_size,
+            pattern=pattern,
+            conditions=conditions,
+            **options,
         )
         return self.tokenizers[self.domain_of(domain)].decode(tokens)
 
@@ -290,9 +332,10 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         seed: int = 0,
         batch_size: int = 256,
         pattern: str | None = None,
+        conditions: Asked | Tensor | None = None,
         **options: Any,
     ) -> TokenBatch:
-        """n new samples as tokens; see `generate`."""
+        """n new samples as tokens; see `generate`. Conditions may be the rows of `Conditions.rows`."""
         from consilience.core.generation import generate_tokens
 
         return generate_tokens(
@@ -302,6 +345,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
             seed=seed,
             batch_size=batch_size,
             pattern=pattern,
+            conditions=conditions,
             **options,
         )
 
@@ -313,6 +357,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         domain: str | None = None,
         seed: int = 0,
         batch_size: int = 256,
+        conditions: Asked | None = None,
         **options: Any,
     ) -> Any:
         """The records with some tokens drawn anew from all the others; those stay as they are.
@@ -325,6 +370,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
             domain: the science; may be left out when the model knows one.
             seed: of all randomness.
             batch_size: records at a time; part of what a seed means.
+            conditions: as in `generate`.
             options: as in `generate`.
 
         Raises:
@@ -335,7 +381,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         tokenizer = self.tokenizers[self.domain_of(domain)]
         tokens = complete_tokens(
             self,
-            tokenizer.encode(records),
+            told(self, self.domain_of(domain), tokenizer.encode(records), conditions),
             hidden,
             domain=self.domain_of(domain),
             seed=seed,
@@ -352,6 +398,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         draws: int | None = None,
         seed: int = 0,
         batch_size: int | None = None,
+        conditions: Asked | None = None,
     ) -> "LogLikelihood":
         """log p of every record in nats, and whether that is exact or a bound; see `core.log_likelihood`.
 
@@ -364,6 +411,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
             draws: orders or masks that are averaged for each record; default: 1 order, 16 masks.
             seed: of orders and masks.
             batch_size: records at a time; changes speed and memory only.
+            conditions: gives log p(x | conditions); as in `generate`.
 
         Raises:
             ConsilienceError: for an objective whose loss is a surrogate.
@@ -371,7 +419,13 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         from consilience.core.log_likelihood import of_records
 
         return of_records(
-            self, records, self.domain_of(domain), draws=draws, seed=seed, batch_size=batch_size
+            self,
+            records,
+            self.domain_of(domain),
+            draws=draws,
+            seed=seed,
+            batch_size=batch_size,
+            conditions=conditions,
         )
 
     @torch.no_grad()
@@ -400,11 +454,11 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         )
         return filled.to("cpu")
 
-    def save(self, folder: str | Path) -> Path:
-        """Write `model.safetensors`, `config.json` and a model card; see `core.checkpoint`."""
+    def save(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
+        """Write `model.safetensors`, `config.json` and a model card; see `core.checkpoint.save_model`."""
         from consilience.core.checkpoint import save_model
 
-        return save_model(self, Path(folder))
+        return save_model(self, Path(folder), dtype)
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "cpu") -> Self:

@@ -29,6 +29,8 @@ class Sampling:
         unmask_order: which hidden tokens an unmasking sampler reveals next: random ones, or (confidence) those
             whose likeliest symbol has the greatest probability; see `core.samplers.unmasking`.
         mean: expected values instead of samples.
+        guidance: how far predictions are pushed towards the conditions of the samples; 0 = the plain conditional
+            model; see `core.guidance`.
         end_id: the symbol that ends a sample; later tokens are cut off.
         banned: symbols that are never drawn.
         cached: autoregression keeps keys and values; False recomputes all rows at every step (the slow
@@ -41,6 +43,7 @@ class Sampling:
     top_p: float | None = None
     unmask_order: UnmaskOrder = "random"
     mean: bool = False
+    guidance: float = 0.0
     end_id: int | None = None
     banned: tuple[int, ...] = ()
     cached: bool = True
@@ -57,6 +60,10 @@ class Sampling:
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ConsilienceError(
                 f"top_p must lie in (0, 1], not {self.top_p}; leave it out to draw from all"
+            )
+        if not (self.guidance >= 0 and math.isfinite(self.guidance)):
+            raise ConsilienceError(
+                f"guidance must not be negative, not {self.guidance}; 0 is plain conditional"
             )
         if self.unmask_order not in get_args(UnmaskOrder):
             raise ConsilienceError(

@@ -91,6 +91,8 @@ class PreTraining(pl.LightningModule):
         name, tokens = batch
         generator = step_generator(self.config.seed, self.global_step, stream=1)
         objective = self.model.objective.at(self.global_step / self.config.steps)
+        told = step_generator(self.config.seed, self.global_step, stream=3)
+        tokens = self.model.drop_conditions(name, tokens, told)
         if self.model.core_config.dropout:  # dropout draws from the global generator
             torch.manual_seed(generator.initial_seed() + rank())
         if world() == 1:

@@ -130,6 +130,7 @@ class KeyValueCache:
         self.rows = rows
         self.filled = 0
         self.folded: dict[int, Folded] = {}
+        self.twin: KeyValueCache | None = None  # of the same rows seen otherwise (`core.guidance`)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
         """Add (B, M, H, d) keys and values of one layer; returns the buffers (B, H, N, d) and how much is filled."""
@@ -149,6 +150,8 @@ class KeyValueCache:
     def keep(self, samples: Tensor) -> None:
         """Go on with these samples alone. samples: (G,) int64."""
         self.buffer = self.buffer[:, :, samples]
+        if self.twin is not None:
+            self.twin.keep(samples)
 
 
 class TimeModulation(nn.Module):

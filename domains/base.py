@@ -1,7 +1,7 @@
 """What every science offers: a reader, bundled data, tasks, classical baselines, writers and one figure."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -11,6 +11,8 @@ import numpy as np
 from consilience.core.errors import ConsilienceError
 from consilience.core.records import Collection
 from consilience.core.tokenizer import Tokenizer
+from consilience.domains.labelled import LabelledTable
+from consilience.domains.penalties import Kind
 from consilience.domains.pieces import Piece, pieces_of
 from consilience.domains.tables import EmbeddedRows, EmbeddingTable, EmbeddingWriter
 
@@ -114,6 +116,35 @@ class Domain(ABC):
         """All classical rows of this science, the one of `baseline` first; what is fitted, is fitted on `train`."""
         name, features = self.baseline(collection, train)
         return [Baseline(name=name, features=features)]
+
+    def read_labels(
+        self, path: Path, targets: Sequence[str], *, column: str | None = None, kind: Kind | None = None
+    ) -> LabelledTable:
+        """Records and labels of a user's table, cleaned for a benchmark.
+
+        Args:
+            path: the file.
+            targets: label columns.
+            column: of the records; default: the first of the usual names.
+            kind: classification or regression; default: from the labels.
+        """
+        raise ConsilienceError(f"{path}: {self.name} has no reader for tables of labels; molecules have one")
+
+    def canonical(self, record: str) -> str:
+        """The string by which the records of `read_labels` are told apart; ConsilienceError for one unreadable."""
+        return record
+
+    computed: ClassVar[tuple[str, ...]] = ()
+    """Properties that `compute` knows: a model may be told them in training and asked for them in generation."""
+
+    def compute(self, records: Any, names: Sequence[str]) -> Mapping[str, np.ndarray]:
+        """Property -> (n,) float64 of records, generated ones included; NaN where a record has none.
+
+        Args:
+            records: n of them.
+            names: of `computed`.
+        """
+        raise ConsilienceError(f"{self.name}: no property is computed from records here")
 
     keeps_columns: ClassVar[tuple[str, ...]] = ()
     """Endings of files of records that hold columns beside them."""

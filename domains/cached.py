@@ -1,7 +1,7 @@
 """Training data that were tokenized before: from a science's data to a token cache, and from it to training."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -96,6 +96,7 @@ def tokenize_collection(
     read: Mapping[str, Any] | None = None,
     tokenizer: Mapping[str, Any] | None = None,
     limit: int | None = None,
+    parts: Sequence[float] | None = None,
     draws: int | None = None,
     seed: int = 0,
     sizes: Mapping[str, int] | None = None,
@@ -110,6 +111,7 @@ def tokenize_collection(
         read: options of its reader.
         tokenizer: options of the tokenizer.
         limit: at most this many records.
+        parts: shares of train, validation and test, see `prepare`.
         draws: see `CachePlan`; None = 0 where the tokenizer draws nothing in training, else 8.
         seed: of the draws.
         sizes: `chunk_records` and `shard_bytes` of the plan, where they are to differ.
@@ -122,13 +124,15 @@ def tokenize_collection(
         "limit": limit,
         "draws": draws,
         "seed": seed,
-    }
+    } | ({} if parts is None else {"parts": list(parts)})
     before = read_plan(folder) if folder.is_dir() else None
     if before is not None:
         _check_asked(folder, before.data.get("asked", {}), asked)
     # What was fitted when the cache was begun is taken over, so that going on cannot change it.
     chosen = before.tokenizer if before is not None else tokenizer
-    prepared = prepare(domain, load_collection(domain, data, read), tokenizer=chosen, limit=limit)
+    prepared = prepare(
+        domain, load_collection(domain, data, read), tokenizer=chosen, limit=limit, fractions=parts
+    )
     draws = before.draws if before is not None else _draws(prepared, draws)
     plan = CachePlan(
         science=domain.name,
@@ -186,9 +190,9 @@ def _columns(prepared: Prepared) -> dict[str, np.ndarray]:
 
 
 def _check_asked(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    for name, value in now.items():
-        if before.get(name) != value:
+    for name in dict.fromkeys([*before, *now]):
+        if before.get(name) != now.get(name):
             raise ConsilienceError(
-                f"{folder} holds a token cache with {name} {before.get(name)}, this asks for {value}: "
+                f"{folder} holds a token cache with {name} {before.get(name)}, this asks for {now.get(name)}: "
                 "ask for the same to go on with it, choose another --out, or remove it"
             )

@@ -69,6 +69,40 @@ def regression_scores(truth: np.ndarray, predicted: np.ndarray, weight: np.ndarr
     return {"r2": 1 - lost, "mae": weight @ np.abs(residual) / total}
 
 
+def squared_error_scores(truth: np.ndarray, predicted: np.ndarray, weight: np.ndarray) -> Scores:
+    """Root mean squared error, in the unit of the labels. Shapes as in `classification_scores`."""
+    return {"rmse": np.sqrt(weight @ (truth - predicted) ** 2 / weight.sum(axis=1))}
+
+
+def ranking_scores(positive: np.ndarray, score: np.ndarray, weight: np.ndarray) -> Scores:
+    """Area under the ROC curve (ties count half) and average precision; NaN where a draw lacks one of the two classes.
+
+    Average precision is the sum over thresholds of the gain in recall times the precision there, without
+    interpolation, as in scikit-learn.
+
+    Args:
+        positive: (n,) bool.
+        score: (n,) higher for what is likelier positive.
+        weight: (D, n) how often each record counts.
+    """
+    order = np.argsort(score, kind="stable")
+    ordered = score[order]
+    first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))  # of every distinct score
+    hits = np.add.reduceat(weight[:, order] * positive[order], first, axis=1)
+    misses = np.add.reduceat(weight[:, order] * ~positive[order], first, axis=1)
+    n_hits, n_misses = hits.sum(axis=1), misses.sum(axis=1)
+    below = np.cumsum(misses, axis=1) - misses / 2
+    both = (n_hits > 0) & (n_misses > 0)
+    nowhere = np.full(len(weight), np.nan)
+    area = np.divide((hits * below).sum(axis=1), n_hits * n_misses, where=both, out=nowhere.copy())
+    above = hits[:, ::-1].cumsum(axis=1)
+    chosen = above + misses[:, ::-1].cumsum(axis=1)
+    precision = np.divide(above, chosen, where=chosen > 0, out=np.zeros_like(above))
+    gained = (hits[:, ::-1] * precision).sum(axis=1)
+    average = np.divide(gained, n_hits, where=both, out=nowhere)
+    return {"roc_auc": area, "average_precision": average}
+
+
 def redshift_scores(truth: np.ndarray, predicted: np.ndarray, weight: np.ndarray) -> Scores:
     """Normalised median absolute deviation of a redshift: 1.4826 median(|dz - median(dz)| / (1 + z)).
 

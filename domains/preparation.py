@@ -15,7 +15,7 @@ from consilience.core.token_cache import is_cache, read_plan
 from consilience.core.tokenizer import Tokenizer
 from consilience.domains.base import Domain
 from consilience.domains.pieces import Piece, pieces_of
-from consilience.domains.splits import Split, grouped_split, split_hash
+from consilience.domains.splits import FRACTIONS, Split, grouped_split, split_hash
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +86,12 @@ def load_collection(
     return collection
 
 
+def cached_parts(data: Path | None) -> Sequence[float] | None:
+    """The shares of train, validation and test that a token cache was asked for; None for other data."""
+    plan = read_plan(data) if data is not None and is_cache(data) else None
+    return None if plan is None else plan.data["asked"].get("parts")
+
+
 def _tell(error: TypeError, domain: Domain, data: Path | None, options: Mapping[str, Any] | None) -> None:
     """Raise ConsilienceError for an unknown option."""
     if options and "unexpected keyword argument" in str(error):
@@ -132,6 +138,7 @@ def prepare(
     *,
     tokenizer: Mapping[str, Any] | Tokenizer[Any] | None = None,
     limit: int | None = None,
+    fractions: Sequence[float] | None = None,
     split_seed: int = 0,
     split: Split | None = None,
 ) -> Prepared:
@@ -142,6 +149,7 @@ def prepare(
         collection: its records.
         tokenizer: options to fit one with, or one that is fitted already.
         limit: use at most this many records, drawn with a fixed seed.
+        fractions: of the records for train, validation and test; default: 0.7, 0.1, 0.2.
         split_seed: of the split.
         split: positions of the collection's records to use instead, e.g. the official split of a benchmark; records
             in none of its parts are left out. Not together with `limit`, which would move the positions.
@@ -154,7 +162,8 @@ def prepare(
             raise ConsilienceError("prepare: a given split names records by position; leave out limit")
         collection, split = _given(collection, split)
     collection = limited(collection, limit)
-    split = grouped_split(collection.group_of, seed=split_seed) if split is None else split
+    if split is None:
+        split = grouped_split(collection.group_of, fractions=fractions or FRACTIONS, seed=split_seed)
     failures = list(collection.failures)
     fitted: Tokenizer[Any]
     if isinstance(tokenizer, Tokenizer):

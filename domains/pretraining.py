@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from consilience.core.checkpoint import load_model, take_core
+from consilience.core.conditions import Conditions
 from consilience.core.distributed import writes
 from consilience.core.errors import ConsilienceError
+from consilience.core.feed import Source
 from consilience.core.model import FoundationModel
 from consilience.core.objectives import Objective
 from consilience.core.token_cache import is_cache
@@ -21,6 +23,7 @@ from consilience.core.training_config import TrainingConfig
 from consilience.core.transformer import CoreConfig
 from consilience.domains.base import Domain
 from consilience.domains.cached import PreparedTokens
+from consilience.domains.conditions import Told, Wanted, computed_names, tell
 from consilience.domains.preparation import Prepared, load_collection, prepare
 from consilience.domains.settings import save_settings
 
@@ -50,6 +53,7 @@ def pretrain(
     resume: bool = False,
     init_core: Path | None = None,
     freeze_core: bool = False,
+    told: Mapping[str, Told] | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: bool = True,
     on_step: Callable[[int], None] | None = None,
@@ -66,21 +70,24 @@ def pretrain(
         resume: go on with the run in `folder`.
         init_core: start from the core of the model in this folder.
         freeze_core: train the embedders and heads alone; the core stays as it starts.
+        told: science -> what the model is told of its records (`domains.conditions`), where it is.
         settings: the resolved options, kept beside the model.
         progress: show a bar.
         on_step: called after each step.
     """
-    weights = dict(weights or {})
+    weights, told = dict(weights or {}), dict(told or {})
+    conditions = {name: known.conditions for name, known in told.items()}
     unknown = sorted(set(weights) - set(prepared))
     if unknown:
         raise ConsilienceError(
             f"weights name {', '.join(unknown)}, which is not trained on: {', '.join(prepared)}"
         )
     if resume:
-        model = _resumed(folder, prepared, objective, core)
+        model = _resumed(folder, prepared, objective, core, conditions)
     else:
         torch.manual_seed(training.seed)
-        model = FoundationModel(core, {name: part.tokenizer for name, part in prepared.items()}, objective)
+        tokenizers = {name: part.tokenizer for name, part in prepared.items()}
+        model = FoundationModel(core, tokenizers, objective, conditions=conditions)
         if init_core is not None:
             take_core(model, init_core)
     model.core.requires_grad_(not freeze_core)
@@ -98,10 +105,16 @@ def pretrain(
     if resume and folder is not None and not (folder / LAST).is_file():
         logger.info("%s was stopped before its first checkpoint: starting at its first step", folder)
         resume = False
+
+    def source(name: str, part: str, weight: float = 1.0) -> Source:
+        plain = prepared[name].source(part, weight)
+        index = getattr(prepared[name].split, part) if name in told else None
+        return plain if index is None else told[name].beside(plain, index)
+
     outcome = fit(
         model,
-        {name: part.source("train", weights.get(name, 1.0)) for name, part in prepared.items()},
-        {name: part.source("validation") for name, part in prepared.items()},
+        {name: source(name, "train", weights.get(name, 1.0)) for name in prepared},
+        {name: source(name, "validation") for name in prepared},
         training,
         folder=folder,
         resume=resume,
@@ -128,10 +141,12 @@ def train_domains(
     read: Mapping[str, Mapping[str, Any]] | None = None,
     tokenizers: Mapping[str, Mapping[str, Any]] | None = None,
     limit: int | None = None,
+    parts: Sequence[float] | None = None,
     core: CoreConfig,
     training: TrainingConfig,
     folder: Path,
     resume: bool = False,
+    conditions: Wanted | None = None,
     **options: Any,
 ) -> TrainedRun:
     """Read, prepare and train; see `pretrain` for the other options.
@@ -143,10 +158,12 @@ def train_domains(
         read: science -> options of its reader.
         tokenizers: science -> options of its tokenizer.
         limit: at most this many records a science.
+        parts: shares of train, validation and test, see `prepare`.
         core: size of the transformer.
         training: how.
         folder: where everything goes; must be new or empty unless `resume`.
         resume: go on with the run in `folder`, with its own tokenizers.
+        conditions: what the model is told of each record, in a run of one science; None = nothing.
         options: of `pretrain`.
     """
     # Of several processes the first one writes; it may have begun before the others look.
@@ -154,20 +171,38 @@ def train_domains(
         raise ConsilienceError(
             f"{folder} is not empty: choose another --out, --resume the run that is in it, or remove it"
         )
-    kept: Mapping[str, Any] = load_model(FoundationModel, folder).tokenizers if resume else {}
+    if conditions is not None:
+        if len(domains) > 1:
+            raise ConsilienceError("conditions belong to one science: train one alone, or leave them out")
+        computed_names(domains[0], conditions.computed)  # a wrong name is told before the data are read
+    before = load_model(FoundationModel, folder) if resume else None
+    kept: Mapping[str, Any] = {} if before is None else before.tokenizers
     prepared: dict[str, Data] = {}
     for domain in domains:
         path, how = (data or {}).get(domain.name), (read or {}).get(domain.name)
         wanted = (tokenizers or {}).get(domain.name)
         if path is not None and is_cache(path):
-            prepared[domain.name] = _from_cache(domain, path, how, wanted, limit, kept.get(domain.name))
+            prepared[domain.name] = _from_cache(
+                domain, path, how, wanted, limit, parts, kept.get(domain.name)
+            )
             continue
         chosen = kept.get(domain.name) or wanted
         prepared[domain.name] = prepare(
-            domain, load_collection(domain, path, how), tokenizer=chosen, limit=limit
+            domain, load_collection(domain, path, how), tokenizer=chosen, limit=limit, fractions=parts
         )
+    told = {}
+    if conditions is not None:
+        name, scales = domains[0].name, {} if before is None else before.conditions
+        told[name] = tell(prepared[name], conditions, scales.get(name))
     return pretrain(
-        prepared, objective, core=core, training=training, folder=folder, resume=resume, **options
+        prepared,
+        objective,
+        core=core,
+        training=training,
+        folder=folder,
+        resume=resume,
+        told=told,
+        **options,
     )
 
 
@@ -177,10 +212,12 @@ def _from_cache(
     read: Mapping[str, Any] | None,
     options: Mapping[str, Any] | None,
     limit: int | None,
+    parts: Sequence[float] | None,
     kept: Tokenizer[Any] | None,
 ) -> PreparedTokens:
     """Tokens that were written before; what was decided then cannot be asked for again."""
-    for name, value in (("read options", read), ("tokenizer options", options), ("a limit", limit)):
+    asked = {"read options": read, "tokenizer options": options, "a limit": limit, "parts": parts}
+    for name, value in asked.items():
         if value:
             raise ConsilienceError(
                 f"{path} is a token cache: {name} ({value}) cannot be changed any more; leave it out, or give it to "
@@ -204,7 +241,11 @@ def write_failures(prepared: Mapping[str, Data], folder: Path) -> None:
 
 
 def _resumed(
-    folder: Path | None, prepared: Mapping[str, Data], objective: Objective, core: CoreConfig
+    folder: Path | None,
+    prepared: Mapping[str, Data],
+    objective: Objective,
+    core: CoreConfig,
+    conditions: Mapping[str, Conditions],
 ) -> FoundationModel:
     """The model of an interrupted run, checked to be the same run."""
     if folder is None:
@@ -214,6 +255,11 @@ def _resumed(
         raise ConsilienceError(
             f"{folder} holds a run with objective {model.objective} and core {model.core_config}; "
             f"resume it with the same"
+        )
+    if model.conditions != conditions:
+        raise ConsilienceError(
+            f"{folder} holds a run with the conditions {_named(model.conditions)}, this asks for "
+            f"{_named(conditions)}: resume it with the same"
         )
     for name, part in prepared.items():
         before, now = model.provenance.get("data", {}).get(name, {}), part.provenance()
@@ -228,3 +274,8 @@ def _resumed(
                 f"{now.get('token_cache')}: resume with the same cache"
             )
     return model.train()
+
+
+def _named(conditions: Mapping[str, Conditions]) -> str:
+    """Names of all conditions, for a message."""
+    return ", ".join(name for known in conditions.values() for name in known.names) or "none"

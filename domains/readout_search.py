@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from consilience.core.errors import ConsilienceError
 from consilience.domains.base import Reading
-from consilience.domains.metrics import classification_scores, regression_scores
+from consilience.domains.metrics import classification_scores, ranking_scores, regression_scores
 from consilience.domains.penalties import MIN_VALIDATION, RIDGE_PENALTIES, Kind
 from consilience.domains.probes import HEADLINE, ProbeResult, known_labels, probe
 from consilience.domains.splits import Split
@@ -47,7 +47,14 @@ class Choice(Generic[Name]):
     all_scores: Mapping[Name, float]
 
 
-def search(features: Mapping[Name, np.ndarray], labels: np.ndarray, split: Split, kind: Kind) -> Choice[Name]:
+def search(
+    features: Mapping[Name, np.ndarray],
+    labels: np.ndarray,
+    split: Split,
+    kind: Kind,
+    *,
+    ranking: bool = False,
+) -> Choice[Name]:
     """The candidate with the best validation score; ties go to the first.
 
     With fewer than ten labelled validation records, the score is that of leave-one-out predictions of the training
@@ -58,6 +65,8 @@ def search(features: Mapping[Name, np.ndarray], labels: np.ndarray, split: Split
         labels: (n,) truth; NaN, "" or None where unknown. Those of the test part are not read.
         split: the parts.
         kind: classification or regression.
+        ranking: judge two classes by the area under the ROC curve instead of macro F1, which says little where one
+            of them is rare.
 
     Raises:
         ConsilienceError: no candidates, features that are not finite or of another length, or a training part without
@@ -79,7 +88,9 @@ def search(features: Mapping[Name, np.ndarray], labels: np.ndarray, split: Split
                     f"features of candidate {name} have shape {matrix.shape} for {len(labels)} labels, or are not "
                     "all finite; give (n, d) finite numbers"
                 )
-            scores[name] = _validation_score(matrix[train], target, matrix[held], truth, kind)
+            scores[name] = _validation_score(
+                matrix[train], target, matrix[held], truth, kind, ranking=ranking
+            )
     best = max(scores, key=scores.__getitem__)  # the first of equal ones
     return Choice(name=best, validation_score=scores[best], all_scores=scores)
 
@@ -91,7 +102,13 @@ def _labelled(labels: np.ndarray, part: np.ndarray, kind: Kind) -> tuple[np.ndar
 
 
 def _validation_score(
-    train: np.ndarray, target: np.ndarray, held: np.ndarray, truth: np.ndarray, kind: Kind
+    train: np.ndarray,
+    target: np.ndarray,
+    held: np.ndarray,
+    truth: np.ndarray,
+    kind: Kind,
+    *,
+    ranking: bool,
 ) -> float:
     """Headline metric of a ridge regression whose penalty has the least leave-one-out error on the training part."""
     mean, spread = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
@@ -119,6 +136,9 @@ def _validation_score(
     else:
         truth = target
     ones = np.ones((1, len(truth)))
+    if classes is not None and ranking:
+        area = ranking_scores(truth == classes[1], predicted[:, 1], ones)["roc_auc"][0]
+        return float(area) if np.isfinite(area) else -np.inf
     if classes is not None:
         found = classification_scores(truth, classes[predicted.argmax(1)], ones)
     else:

@@ -37,6 +37,9 @@ class Split:
         return {part.name: getattr(self, part.name) for part in fields(self)}
 
 
+FRACTIONS = (0.7, 0.1, 0.2)
+"""Shares of train, validation and test where nobody says otherwise."""
+
 TRAIN = 0
 """Place of the training part among train, validation and test."""
 
@@ -59,7 +62,7 @@ def _check_fractions(fractions: Sequence[float]) -> np.ndarray:
 
 
 def grouped_split(
-    groups: Sequence[object] | np.ndarray, *, fractions: Sequence[float] = (0.7, 0.1, 0.2), seed: int
+    groups: Sequence[object] | np.ndarray, *, fractions: Sequence[float] = FRACTIONS, seed: int
 ) -> Split:
     """Split records so that no group straddles two parts.
 

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -127,14 +127,16 @@ def fit_supervised(
     rows = None
     if pool == "sum":
         rows = float(model.tokenizers[name].lengths(prepared.records("train")).mean())
-    run = _Run(model=model, head=head, name=name, target=target, rows=rows)
+    run = HeadedModel(model=model, head=head, name=name, target=target, rows=rows)
     run.to("cuda" if torch.cuda.is_available() else "cpu")
-    source = (Source if (prepared.domain.augments if augment is None else augment) else _Fixed)(
+    source = (Source if (prepared.domain.augments if augment is None else augment) else FixedSource)(
         records=take_records(prepared.collection.records, parts["train"]), tokenizer=run.tokenizer
     )
     train = target.encode(labels[parts["train"]])
     with kept_memory():
-        curve, steps, best = _train(run, source, train, validation, training, seed, freeze_core)
+        run.model.core.requires_grad_(not freeze_core)
+        curve, steps, best = train_head(run, source, train, validation, training, seed)
+        run.model.core.requires_grad_(True)
         run.to("cpu")
         known = known_labels(labels[prepared.split.test], task.kind)[1]
         test = prepared.split.test[known]
@@ -159,7 +161,18 @@ def fit_supervised(
     )
 
 
-class _Fixed(Source):
+class HeadTarget(Protocol):
+    """What a head predicts, and its loss."""
+
+    @property
+    def width(self) -> int:
+        """Outputs of the head."""
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """The mean over records, of (B, width) outputs and the encoded labels."""
+
+
+class FixedSource(Source):
     """Training records as validation and test records are tokenized."""
 
     def tokens(self, index: np.ndarray, epoch: int, generator: torch.Generator) -> TokenBatch:
@@ -226,18 +239,18 @@ class _Target:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Labelled:
+class Labelled:
     """Records and what is to be predicted of them."""
 
     records: Any
     target: Tensor
 
 
-def _labelled(prepared: Prepared, index: np.ndarray, target: _Target) -> _Labelled:
+def _labelled(prepared: Prepared, index: np.ndarray, target: _Target) -> Labelled:
     """Of these positions, those whose label training knows."""
     wanted = target.encode(np.asarray(prepared.collection.labels[target.task.label])[index])
     known = wanted >= 0 if target.task.kind == "classification" else torch.ones_like(wanted, dtype=torch.bool)
-    return _Labelled(
+    return Labelled(
         records=take_records(prepared.collection.records, index[known.numpy()]), target=wanted[known]
     )
 
@@ -259,25 +272,25 @@ def _model(
     model = FoundationModel(core, {name: start.tokenizers.get(name, prepared.tokenizer)}, objective)
     model.core.load_state_dict(start.core.state_dict())
     if name in start.tokenizers:
-        ours, theirs = _parts(model, name), _parts(start, name)
+        ours, theirs = science_parts(model, name), science_parts(start, name)
         for key, module in ours.items():
             module.load_state_dict(theirs[key].state_dict())
     return model
 
 
-def _parts(model: FoundationModel, name: str) -> dict[str, nn.Module]:
+def science_parts(model: FoundationModel, name: str) -> dict[str, nn.Module]:
     """What turns a science's tokens into states: all of the model but its heads."""
     return {"core": model.core, **model.predictor(name).port.entrance()}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Run:
+class HeadedModel:
     """A model with a head on the mean of its final states, or on their sum over `rows`."""
 
     model: FoundationModel
     head: nn.Linear
     name: str
-    target: _Target
+    target: HeadTarget
     rows: float | None = None
 
     @property
@@ -288,7 +301,7 @@ class _Run:
     @property
     def trained(self) -> nn.ModuleDict:
         """Core, embedder and head, under the names that the optimiser knows."""
-        return nn.ModuleDict(_parts(self.model, self.name) | {"head": self.head})
+        return nn.ModuleDict(science_parts(self.model, self.name) | {"head": self.head})
 
     def to(self, device: str) -> None:
         """Move everything."""
@@ -330,17 +343,15 @@ class _Run:
         return self.read(list(self.batches(records, budget=8192)))
 
 
-def _train(
-    run: _Run,
+def train_head(
+    run: HeadedModel,
     source: Source,
     target: Tensor,
-    validation: _Labelled,
+    validation: Labelled,
     training: TrainingConfig,
     seed: int,
-    freeze_core: bool,
 ) -> tuple[list[tuple[int, float]], int, int]:
-    """Train in place: (curve, steps taken, step of the weights that were kept)."""
-    run.model.core.requires_grad_(not freeze_core)
+    """Train in place what takes gradients: (curve, steps taken, step of the weights that were kept)."""
     trained = run.trained
     optimizer = build_optimizer(
         trained,
@@ -392,5 +403,4 @@ def _train(
         if worse == PATIENCE:
             break
     trained.load_state_dict(kept)
-    run.model.core.requires_grad_(True)
     return curve, curve[-1][0], best

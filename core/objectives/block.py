@@ -310,6 +310,7 @@ def doubled(tokens: TokenBatch) -> TokenBatch:
         positions=twice(tokens.positions),
         given=twice(tokens.given),
         exposure=tokens.exposure,
+        conditions=tokens.conditions,
     )
 
 

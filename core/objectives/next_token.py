@@ -66,7 +66,8 @@ class NextToken(Headed):
         Tokens stand in the order of training; a model of random orders is shown the natural one.
         """
         tokens = laid_out(tokens, self.order)
-        extra = tokens.map(lambda x: x if x.dim() == 1 else torch.cat([x, x[:, -1:]], dim=1))
+        again = torch.arange(tokens.width + 1, device=tokens.device).clamp_max(tokens.width - 1)
+        extra = tokens.permute(again.expand(tokens.size, -1))  # the last row twice: room for one more
         last = (torch.arange(extra.width, device=tokens.device)[None] == tokens.length[:, None])[..., None]
 
         def close(x: Tensor | None) -> Tensor | None:
@@ -152,6 +153,7 @@ def shifted_view(tokens: TokenBatch, spec: TokenSpec) -> View:
         address=shift(tokens.address),
         positions=positions,
         exposure=tokens.exposure,
+        conditions=tokens.conditions,
     )
     start = torch.zeros_like(tokens.real)
     start[:, 0] = True

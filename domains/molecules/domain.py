@@ -1,6 +1,6 @@
 """Molecules as a domain: everything the rest of the package asks of this science."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,8 +9,11 @@ import numpy as np
 from consilience.core.records import Collection
 from consilience.core.tokenizer import Tokenizer
 from consilience.domains.base import Baseline, Domain, QuickPreset, Task
-from consilience.domains.molecules import data, evaluate, readers
+from consilience.domains.labelled import LabelledTable
+from consilience.domains.molecules import conditions, data, evaluate, readers
+from consilience.domains.penalties import Kind
 from consilience.domains.pieces import Piece
+from consilience.tokenizers.molecule_notation import canonical
 from consilience.tokenizers.molecules import MoleculeTokenizer
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ class MoleculesDomain(Domain):
     text_records: ClassVar[bool] = True
     classical: ClassVar[int] = 2
     keeps_columns: ClassVar[tuple[str, ...]] = (".csv", ".parquet")
+    computed: ClassVar[tuple[str, ...]] = tuple(conditions.COMPUTED)
     quick: ClassVar[QuickPreset] = QuickPreset(
         objectives=("next-token", "masked", "masked-diffusion", "block 4", "reversed", "address-only"),
         tokenizer={"max_length": 96},
@@ -58,6 +62,22 @@ class MoleculesDomain(Domain):
     def baselines(self, collection: Collection, train: np.ndarray) -> list[Baseline]:
         """ECFP4 counts read by ridge and by a random forest."""
         return evaluate.baselines(collection, train)
+
+    def read_labels(
+        self, path: Path, targets: Sequence[str], *, column: str | None = None, kind: Kind | None = None
+    ) -> LabelledTable:
+        """SMILES and labels of a .csv or .tsv file; see `labels.read_labels`."""
+        from consilience.domains.molecules.labels import read_labels
+
+        return read_labels(path, targets, smiles_column=column, kind=kind)
+
+    def canonical(self, record: str) -> str:
+        """RDKit's canonical SMILES."""
+        return canonical(record)
+
+    def compute(self, records: Any, names: Sequence[str]) -> Mapping[str, np.ndarray]:
+        """What RDKit computes; see `conditions.compute`."""
+        return conditions.compute(records, names)
 
     def summary(self, records: Any) -> str:
         """How many are valid, and different among those."""

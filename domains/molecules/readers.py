@@ -199,14 +199,38 @@ def _read_lines(path: Path, column: str | None, id_column: str | None, size: int
         before += len(part)
 
 
-def _read_csv(path: Path, column: str | None, id_column: str | None, size: int | None) -> Iterator[Table]:
-    """Separated columns with a header, by tab, semicolon or comma, whichever the header holds."""
+def read_columns(
+    path: Path, *, column: str | None = None, id_column: str | None = None
+) -> tuple[pd.DataFrame, str, str | None]:
+    """Every column of a .csv or .tsv file (also .gz) as text, and which of them hold SMILES and ids.
+
+    Errors as in `read_table`.
+    """
+    kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    if kind.lower() not in (".csv", ".tsv"):
+        raise ConsilienceError(f"{path}: labels are read from .csv and .tsv files (also .gz), not {kind!r}")
+    if not path.is_file():
+        raise ConsilienceError(f"{path}: no such file")
+    with _named(path):
+        frame = pd.read_csv(path, sep=_separator(path), dtype=str)
+    names = [str(name).strip() for name in frame.columns]
+    frame.columns = pd.Index(names)
+    found = _smiles_column(path, names, column)
+    return frame, found, _find(path, names, id_column, ID_NAMES, "id column", "id_column")
+
+
+def _separator(path: Path) -> str:
+    """Tab, comma or semicolon, whichever the header holds."""
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as file:
         header = file.readline()
-    separator = next((mark for mark in ("\t", ",", ";") if mark in header), ",")
+    return next((mark for mark in ("\t", ",", ";") if mark in header), ",")
+
+
+def _read_csv(path: Path, column: str | None, id_column: str | None, size: int | None) -> Iterator[Table]:
+    """Separated columns with a header."""
     before = 0
-    frames = pd.read_csv(path, sep=separator, dtype=str, chunksize=size)
+    frames = pd.read_csv(path, sep=_separator(path), dtype=str, chunksize=size)
     for frame in [frames] if isinstance(frames, pd.DataFrame) else frames:
         yield _from_frame(frame, path, column, id_column, before)
         before += len(frame)
@@ -239,12 +263,7 @@ def _from_frame(
     """
     names = [str(name).strip() for name in frame.columns]
     frame.columns = pd.Index(names)
-    column = _find(path, names, column, SMILES_NAMES, "SMILES column", "column")
-    if column is None:
-        raise ConsilienceError(
-            f"{path}: no SMILES column among {', '.join(names[:20])}; name it with column= (looked for "
-            f"{', '.join(SMILES_NAMES)}), or use the ending .smi for a file without header"
-        )
+    column = _smiles_column(path, names, column)
     identity = _find(path, names, id_column, ID_NAMES, "id column", "id_column")
     smiles = frame[column]
     wrong = [i for i, value in enumerate(smiles) if not isinstance(value, str) and not pd.isna(value)]
@@ -270,6 +289,16 @@ def _from_frame(
         text=frozenset(text),
         order=tuple(names),
     )
+
+
+def _smiles_column(path: Path, names: list[str], wanted: str | None) -> str:
+    found = _find(path, names, wanted, SMILES_NAMES, "SMILES column", "column")
+    if found is None:
+        raise ConsilienceError(
+            f"{path}: no SMILES column among {', '.join(names[:20])}; name it with column= (looked for "
+            f"{', '.join(SMILES_NAMES)}), or use the ending .smi for a file without header"
+        )
+    return found
 
 
 def _find(

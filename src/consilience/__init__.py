@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from consilience.commands.data import data
     from consilience.commands.embed import embed
     from consilience.commands.evaluate import evaluate
+    from consilience.commands.finetune import finetune
     from consilience.commands.generate import generate
     from consilience.commands.models import load
+    from consilience.commands.predict import predict
+    from consilience.commands.properties import evaluate_task
     from consilience.commands.tokenize import tokenize
     from consilience.commands.tokens import tokens
     from consilience.commands.train import resume, train
@@ -42,8 +45,11 @@ _PLACES = {
     "data": "commands.data",
     "embed": "commands.embed",
     "evaluate": "commands.evaluate",
+    "evaluate_task": "commands.properties",
+    "finetune": "commands.finetune",
     "generate": "commands.generate",
     "load": "commands.models",
+    "predict": "commands.predict",
     "resume": "commands.train",
     "run_study": "study",
     "tokenize": "commands.tokenize",
@@ -65,8 +71,11 @@ __all__ = [
     "data",
     "embed",
     "evaluate",
+    "evaluate_task",
+    "finetune",
     "generate",
     "load",
+    "predict",
     "resume",
     "run_study",
     "tokenize",

@@ -18,7 +18,9 @@ from consilience import __version__
 from consilience.commands.console import notes, say
 from consilience.core.errors import ConsilienceError
 
-COMMANDS = ("tokenize", "train", "embed", "generate", "evaluate", "benchmark", "study", "data", "tokens")
+COMMANDS = (
+    "tokenize", "train", "embed", "generate", "evaluate", "finetune", "predict", "benchmark", "study", "data", "tokens"
+)  # fmt: skip
 BAD_INPUT, INTERRUPTED = 2, 130
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from consilience.core.attention import Pattern
 from consilience.core.batch import TokenBatch, TokenSpec
+from consilience.core.conditions import Conditions
 from consilience.core.model import FoundationModel
 from consilience.core.objectives import Block, Denoising, Masked, MaskedDiffusion, NextToken, Objective
 from consilience.core.objectives.base import Predictor
@@ -98,12 +99,18 @@ def content_of(kind: str, batch: TokenBatch, seed: int) -> TokenBatch:
 
 
 def model_of(
-    spec: TokenSpec, objective: Objective, *, core: CoreConfig = TINY, seed: int = 0
+    spec: TokenSpec,
+    objective: Objective,
+    *,
+    core: CoreConfig = TINY,
+    seed: int = 0,
+    conditions: Conditions | None = None,
 ) -> FoundationModel:
     """An awake model over tokens of this spec, without a tokenizer."""
     torch.manual_seed(seed)
     tokenizer = SimpleNamespace(spec=spec, log_rates=lambda: None, end_id=None)
-    model = FoundationModel(core, {spec.name: tokenizer}, objective)
+    told = {} if conditions is None else {spec.name: conditions}
+    model = FoundationModel(core, {spec.name: tokenizer}, objective, conditions=told)
     awaken(model, seed)
     return model.eval()
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from consilience.core.attention import Layout, Pattern
 from consilience.core.batch import TokenBatch
+from consilience.core.conditions import Conditions
 from consilience.core.objectives import (
     AddressOnly,
     AnyOrder,
@@ -50,12 +51,15 @@ def swap(
 class Probe:
     """One objective over one kind of content: draws views of changed tokens and predicts from them."""
 
-    def __init__(self, objective: Objective, kind: str, tools) -> None:
+    def __init__(self, objective: Objective, kind: str, tools, told: Conditions | None = None) -> None:
         self.objective, self.spec = objective, tools.spec_of(kind)
         self.tokens = tools.batch_of(kind)
+        if told is not None:
+            rows = torch.randn(self.tokens.size, len(told.names), generator=tools.seeded(9))
+            self.tokens = replace(self.tokens, conditions=rows)
         self.other = tools.content_of(kind, self.tokens, 77)
         self.seeded = tools.seeded
-        self.model = tools.model_of(self.spec, objective)
+        self.model = tools.model_of(self.spec, objective, conditions=told)
         self.view, self.targets = self.draw(self.tokens)
         self.answer = self.predict(self.view)
 
@@ -170,8 +174,8 @@ def denoising_leaks(probe: Probe) -> bool:
     return False
 
 
-def leaks(objective: Objective, kind: str, tools) -> bool:
-    probe = Probe(objective, kind, tools)
+def leaks(objective: Objective, kind: str, tools, told: Conditions | None = None) -> bool:
+    probe = Probe(objective, kind, tools, told)
     if isinstance(objective, Block):
         return block_objective_leaks(probe)
     if isinstance(objective, NextToken):
@@ -215,6 +219,19 @@ def test_address_only_sees_no_content_at_all(kind, tools):
     assert not probe.moved(probe.objective.observe(changed, probe.spec)).any()
     given = probe.tokens.is_given
     assert probe.moved(probe.draw(swap(probe.tokens, probe.other, given))[0])[free].any(), "control"
+
+
+TOLD = Conditions.fit({name: torch.arange(3.0).numpy() for name in "ab"})
+
+
+@pytest.mark.parametrize("objective", HONEST, ids=repr)
+def test_clean_content_does_not_leak_beside_conditions(objective, tools):
+    kind = "values" if needs_values(objective) else "ids"
+    assert not leaks(objective, kind, tools, TOLD)
+    plain, told = Probe(objective, kind, tools), Probe(objective, kind, tools, TOLD)
+    assert torch.equal(plain.targets.scored, told.targets.scored), "conditions are never scored"
+    scored = told.targets.scored
+    assert (plain.answer != told.answer).any(-1)[scored].all(), "control: they are seen"
 
 
 def needs_values(objective: Objective) -> bool:

@@ -119,7 +119,7 @@ def test_early_stopping_keeps_the_best(prepared) -> None:
     assert found.best_step == min(losses, key=losses.__getitem__) < found.steps <= 40
     # What came back reaches the loss of that step.
     target = supervised._Target.of(prepared.collection.labels["logP"][prepared.split.train], LOGP)
-    run = supervised._Run(model=found.model, head=found.head, name="molecules", target=target)
+    run = supervised.HeadedModel(model=found.model, head=found.head, name="molecules", target=target)
     wanted = target.encode(prepared.collection.labels["logP"][prepared.split.validation])
     with torch.no_grad():
         loss = target.loss(run.outputs(prepared.records("validation")), wanted)

@@ -1,6 +1,7 @@
 """`consilience tokenize` writes tokens once; training reads them as if they came from the records."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -118,6 +119,44 @@ def test_a_limit_reaches_the_evaluation(files, tiny, tmp_path, command) -> None:
     done = command("train", "molecules", "--data", tmp_path / "c", "--out", tmp_path / "run", *words)
     assert done.code == 0, done.err
     assert command("evaluate", tmp_path / "run", "--tasks", "logP").code == 0
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_shares_of_the_parts_reach_training_and_evaluation(cached, files, tiny, tmp_path, command) -> None:
+    shares, data, words = ["--parts", "0.5", "0.2", "0.3"], files["molecules"], list(tiny)
+    if cached:
+        words = [word for word in tiny if "limit" not in word]
+        data = tmp_path / "cache"
+        made = command("tokenize", "molecules", f"--data={files['molecules']}", f"--out={data}", *shares)
+        assert made.code == 0, made.err
+    done = command(
+        "train",
+        "molecules",
+        f"--data={data}",
+        f"--out={tmp_path / 'run'}",
+        *words,
+        *([] if cached else shares),
+    )
+    assert done.code == 0, done.err
+    about = consilience.load(tmp_path / "run").provenance["data"]["molecules"]
+    assert abs(about["train"] / about["records"] - 0.5) < 0.05
+    assert command("train", "--out", tmp_path / "run", "--resume", "--training.steps=5").code == 0
+    shown = command("evaluate", tmp_path / "run", "--tasks", "logP")
+    assert shown.code == 0, shown.err
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert found[0]["data"]["split"] == about["split"]
+    if cached:
+        refusal = command("train", "molecules", f"--data={data}", f"--out={tmp_path / 'b'}", *words, *shares)
+        assert refusal.code == 2 and "cannot be changed any more" in refusal.err
+
+
+def test_a_run_without_test_records_says_so(files, tiny, tmp_path, command) -> None:
+    train = ["train", "molecules", f"--data={files['molecules']}", *tiny]
+    assert command(*train, f"--out={tmp_path / 'run'}", "--parts", "0.9", "0.1", "0").code == 0
+    shown = command("evaluate", tmp_path / "run")
+    assert shown.code == 2 and "name other data with --data" in shown.err
+    shown = command(*train, f"--out={tmp_path / 'b'}", "--parts", "0.9", "0.2", "0")
+    assert shown.code == 2 and "must add up to 1" in shown.err and shown.err.count("\n") == 1
 
 
 def contents(folder) -> dict[str, bytes]:

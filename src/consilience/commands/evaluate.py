@@ -11,8 +11,10 @@ from consilience.commands.console import console, loss_in_words, say
 from consilience.commands.files import replacing
 from consilience.commands.models import load, read_collection, science_of
 from consilience.commands.parser import CommandParser
+from consilience.commands.properties import evaluate_task
 from consilience.core.errors import ConsilienceError
 from consilience.domains.settings import read_settings
+from consilience.pretrained import model_folder, results_folder
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from consilience.domains.preparation import Prepared
 
 EVALUATION = "evaluation.json"
+OF_RUN = ("data", "domain", "tasks", "limit", "loss_records", "read_options")
+"""Options that mean nothing for a table of one's own (`--task`)."""
+DEFAULT_OF_RUN = {"loss_records": 128}
 
 
 def evaluate(
@@ -54,7 +59,7 @@ def evaluate(
     """
     from consilience.commands.readout import read_out
 
-    folder = Path(model).expanduser()
+    folder = model_folder(model)
     network = load(folder, device=device)
     names = network.domains if domain is None else [domain]
     if data is not None and len(names) > 1:
@@ -63,14 +68,19 @@ def evaluate(
     for name in names:
         prepared = _prepare(network, folder, name, data, limit, read_options)
         done.append(read_out(network, prepared, tasks, loss_records=loss_records, progress=progress))
-    with replacing(folder / EVALUATION) as part:
+    results = results_folder(model)
+    results.mkdir(parents=True, exist_ok=True)
+    with replacing(results / EVALUATION) as part:
         part.write_text(json.dumps([asdict(found) for found in done], indent=1))
     return tuple(done)
 
 
 def new_parser() -> CommandParser:
     """The options of `consilience evaluate`."""
-    parser = CommandParser("evaluate", evaluate, "MODEL [--data FILE] [options]")
+    parser = CommandParser(
+        "evaluate", evaluate, "MODEL [--data FILE | --task FILE --target COL [COL ...]] [options]"
+    )
+    parser.adopt(evaluate_task)
     parser.option("model", type=str, metavar="MODEL")
     parser.option("--data", type=str | None, metavar="FILE")
     parser.option("--domain", type=str | None)
@@ -79,12 +89,34 @@ def new_parser() -> CommandParser:
     parser.option("--loss-records", type=int)
     parser.option("--read-options", type=dict[str, Any] | None)
     parser.option("--device", type=str)
+    parser.option("--task", type=str | None, metavar="FILE")
+    parser.option("--target", nargs="+", type=str, metavar="COL")
+    parser.option("--smiles-column", type=str | None)
+    parser.option("--split", type=str | None, metavar="FILE")
+    parser.option("--kind", type=str | None)
+    parser.option("--rows", nargs="+", type=str)
+    parser.option("--seeds", type=int)
+    parser.option("--epochs", type=int)
+    parser.option("--out", type=str | None, metavar="FOLDER")
     return parser
 
 
 def run(options: "Namespace") -> None:
     """`consilience evaluate`."""
-    for found in evaluate(**options.as_dict(), progress=True):
+    given = options.as_dict()
+    of_run = {name: given.pop(name) for name in OF_RUN}
+    if given["task"] is not None:
+        for name, value in of_run.items():
+            if value is not None and value != DEFAULT_OF_RUN.get(name):
+                raise ConsilienceError(
+                    f"--{name.replace('_', '-')} is for the data of the run; leave it out with --task"
+                )
+        _show_task(**given)
+        return
+    for name in ("target", "smiles_column", "split", "kind", "rows", "out"):
+        if given[name] is not None:
+            raise ConsilienceError(f"--{name.replace('_', '-')} needs --task FILE")
+    for found in evaluate(options.model, **of_run, device=options.device, progress=True):
         console().print(_table(found))
         held = "held-out" if found.trained_on else "test part of data it was not trained on"
         say(
@@ -92,7 +124,25 @@ def run(options: "Namespace") -> None:
         )
         for task, reason in found.skipped.items():
             say(f"{found.domain}: {task} was skipped: {reason}")
-    say(str(Path(options.model) / EVALUATION))
+    say(str(results_folder(options.model) / EVALUATION))
+
+
+def _show_task(**options: Any) -> None:
+    """`consilience evaluate --task`."""
+    from rich.table import Table
+
+    from consilience.properties.table import caption, cells
+
+    options["target"] = options["target"] or []
+    found = evaluate_task(**options, progress=True)
+    header, lines = cells(found)
+    table = Table(title=f"{Path(found.file).name}: {', '.join(found.targets)}", caption=caption(found))
+    for place, name in enumerate(header):
+        table.add_column(name, justify="right" if place else "left")
+    for line in lines:
+        table.add_row(*line)
+    console().print(table)
+    say(str(Path(found.folder) / "table.md"))
 
 
 def _prepare(
@@ -104,19 +154,27 @@ def _prepare(
     read_options: Mapping[str, Any] | None,
 ) -> "Prepared":
     """The data of the run as it was split for training, or other data split by the same rule."""
-    from consilience.domains.preparation import prepare
+    from consilience.domains.preparation import cached_parts, prepare
 
     science = science_of(model, folder, name)
     settings = read_settings(folder)
-    own = data is None
+    own, parts = data is None, None
     if own:
         files = parse_files(file_words(settings.get("data")))
         data = files.get(science.name) if isinstance(files, dict) else None
         limit = settings.get("limit") if limit is None else limit
         saved = options_by_science(settings.get("read_options"), model.domains, "read_options")
         read_options = saved.get(science.name) if read_options is None else read_options
+        parts = settings.get("parts") or cached_parts(None if data is None else Path(data))
     collection = read_collection(science, data, read_options)
-    prepared = prepare(science, collection, tokenizer=model.tokenizers[science.name], limit=limit)
+    prepared = prepare(
+        science, collection, tokenizer=model.tokenizers[science.name], limit=limit, fractions=parts
+    )
+    if not len(prepared.split.test):
+        raise ConsilienceError(
+            f"{folder} was trained with no test part (--parts {' '.join(map(str, parts or ()))}): name other data "
+            "with --data"
+        )
     before = model.provenance.get("data", {}).get(science.name, {})
     if own and before and before.get("fingerprint") != prepared.collection.fingerprint:
         raise ConsilienceError(

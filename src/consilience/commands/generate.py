@@ -1,10 +1,11 @@
 """Generate new records with a trained model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from consilience.commands.conditions import COMPARED, nearness, parse_conditions
 from consilience.commands.console import bar, say
 from consilience.commands.files import replacing, try_writing
 from consilience.commands.models import open_model, science_of
@@ -13,6 +14,7 @@ from consilience.core.errors import ConsilienceError
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
+    from torch import Tensor
 
     from consilience.core.batch import TokenBatch
     from consilience.core.model import FoundationModel
@@ -34,6 +36,8 @@ def generate(
     unmask_order: "UnmaskOrder" = "random",
     pattern: str | None = None,
     scaffold: str | None = None,
+    conditions: Mapping[str, float] | None = None,
+    guidance: float = 0.0,
     batch_size: int = 256,
     device: str = "auto",
     progress: bool = False,
@@ -55,6 +59,9 @@ def generate(
         pattern: what every molecule must hold, with * for what is filled: 'c1ccc(*)cc1', 'CC*{2,8}N', or 'CCO*' for
             next-token, which only goes on from a beginning.
         scaffold: a SMILES with attachment points * that every molecule is built on.
+        conditions: properties that the records are to have, among those that the model was trained with, such as
+            --condition logp=2.5 qed=0.8; tables say what was asked and, where it can be computed, what came of it.
+        guidance: how far predictions are pushed towards the conditions: (1 + w) * with - w * without; 0 does not push.
         batch_size: records at a time; part of what a seed means.
         device: cpu, cuda, or auto: a GPU when there is one.
         progress: show a bar with the rate and the time left.
@@ -63,8 +70,17 @@ def generate(
         The records, in the type of their science.
     """
     options: dict[str, Any] = {"steps": steps, "top_k": top_k, "top_p": top_p, "unmask_order": unmask_order}
+    options["guidance"] = guidance
     options |= {} if temperature is None else {"temperature": temperature}
-    asked = Asked(n=n, seed=seed, batch_size=batch_size, pattern=pattern, scaffold=scaffold, options=options)
+    asked = Asked(
+        n=n,
+        seed=seed,
+        batch_size=batch_size,
+        pattern=pattern,
+        scaffold=scaffold,
+        conditions=dict(conditions or {}),
+        options=options,
+    )
     return produce(model, asked, out=out, domain=domain, device=device, progress=progress).records
 
 
@@ -79,6 +95,7 @@ class Asked:
         pattern: see `generate`.
         scaffold: see `generate`.
         options: of the sampler.
+        conditions: see `generate`.
     """
 
     n: int
@@ -87,6 +104,7 @@ class Asked:
     pattern: str | None
     scaffold: str | None
     options: Mapping[str, Any]
+    conditions: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -132,19 +150,32 @@ def produce(
     if asked.scaffold is not None and science is not None:
         pattern = _pattern_of(network, science, asked.scaffold)
     options = {**asked.options, "pattern": pattern}
-    one = network.generate(1, domain=name, **{**options, "steps": 1})  # options are refused before the work
+    told = network.conditions_of(name).rows(asked.conditions, asked.n) if asked.conditions else None
+    first = None if told is None else told[:1]
+    # Options are refused before the work.
+    one = network.generate_tokens(1, domain=name, conditions=first, **{**options, "steps": 1})
     if target is None or science is None:
-        tokens = _in_batches(network, asked, name, progress, options)
+        tokens = _in_batches(network, asked, name, progress, options, told)
         return Produced(records=network.tokenizers[name].decode(tokens), summary="")
-    try_writing(target, lambda path: science.write_records(one, path))
-    tokens = _in_batches(network, asked, name, progress, options)
-    records = network.tokenizers[name].decode(tokens)
+    decode = network.tokenizers[name].decode
+    try_writing(target, lambda path: science.write_records(decode(one), path))
+    tokens = _in_batches(network, asked, name, progress, options, told)
+    records = decode(tokens)
     columns: dict[str, Any] = {}
     summary = science.summary(records)
     held = science.holds(records, pattern=asked.pattern, scaffold=asked.scaffold) if pattern else None
     if held is not None:
         summary += f", {int(held.sum())} hold the scaffold ({held.mean():.1%})"
         columns["holds_scaffold"] = held
+    if told is not None:
+
+        def unconditional() -> Any:
+            fewer, plain = replace(asked, n=min(asked.n, COMPARED)), {**options, "guidance": 0.0}
+            return decode(_in_batches(network, fewer, name, progress, plain, None))
+
+        near = nearness(science, network.conditions_of(name), asked.conditions, records, unconditional)
+        columns |= near.columns
+        summary += f"; {near.line}"
     if target.suffix in science.keeps_columns:
         columns |= _log_likelihoods(network, name, tokens, asked.seed)
     with replacing(target) as part:
@@ -195,6 +226,10 @@ def new_parser() -> CommandParser:
     parser.option("--unmask-order", type=UnmaskOrder)
     parser.option("--pattern", type=str | None)
     parser.option("--scaffold", type=str | None)
+    parser.add_argument(
+        "--condition", nargs="+", type=str, metavar="NAME=NUMBER", help=parser.helps["conditions"]
+    )
+    parser.option("--guidance", type=float)
     parser.option("--batch-size", type=int)
     parser.option("--device", type=str)
     return parser
@@ -205,14 +240,21 @@ def run(options: "Namespace") -> None:
     chosen = options.as_dict()
     plain = {key: chosen.pop(key) for key in ("model", "out", "domain", "device")}
     temperature = chosen.pop("temperature")
-    own = {key: chosen.pop(key) for key in ("steps", "top_k", "top_p", "unmask_order")}
+    own = {key: chosen.pop(key) for key in ("steps", "top_k", "top_p", "unmask_order", "guidance")}
     own |= {} if temperature is None else {"temperature": temperature}
-    made = produce(plain.pop("model"), Asked(**chosen, options=own), **plain, progress=True)
+    conditions = parse_conditions(chosen.pop("condition"))
+    asked = Asked(**chosen, conditions=conditions, options=own)
+    made = produce(plain.pop("model"), asked, **plain, progress=True)
     say(f"{options.out}: {made.summary}")
 
 
 def _in_batches(
-    model: "FoundationModel", asked: Asked, domain: str, progress: bool, options: Mapping[str, Any]
+    model: "FoundationModel",
+    asked: Asked,
+    domain: str,
+    progress: bool,
+    options: Mapping[str, Any],
+    told: "Tensor | None",
 ) -> "TokenBatch":
     """`model.generate` batch by batch with a bar; the first batch has the seed itself, later ones their own."""
     import numpy as np
@@ -227,6 +269,11 @@ def _in_batches(
             own = (
                 int(np.random.SeedSequence([asked.seed, place]).generate_state(1)[0]) if place else asked.seed
             )
-            done.append(model.generate_tokens(count, domain=domain, seed=own, batch_size=count, **options))
+            rows = None if told is None else told[first : first + count]
+            done.append(
+                model.generate_tokens(
+                    count, domain=domain, seed=own, batch_size=count, conditions=rows, **options
+                )
+            )
             shown.update(task, advance=count)
     return TokenBatch.concatenate(done)

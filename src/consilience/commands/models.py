@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from consilience import registry
 from consilience.core.errors import ConsilienceError
 from consilience.domains.settings import read_settings
+from consilience.pretrained import model_folder, shipped
 
 if TYPE_CHECKING:
     from consilience.core.model import FoundationModel
@@ -21,12 +22,19 @@ def load(folder: "str | Path", *, device: str = "cpu") -> "FoundationModel":
     """A trained model from its folder, ready to embed and generate without any other file.
 
     Args:
-        folder: what `consilience train --out` wrote.
+        folder: what `consilience train --out` wrote, or the name of a model that comes with the package, such as
+            molecules-small.
         device: cpu, cuda, or auto: a GPU when there is one.
     """
     from consilience.core.model import FoundationModel
 
-    model = FoundationModel.load(folder, device=pick_device(device))
+    place = model_folder(folder)
+    if not place.exists() and place.parent == Path():
+        raise ConsilienceError(
+            f"no model at {folder}: give the folder that `consilience train --out` wrote"
+            + (f", or a model of this package: {', '.join(shipped())}" if shipped() else "")
+        )
+    model = FoundationModel.load(place, device=pick_device(device))
     done = model.provenance.get("outcome")
     if model.provenance.get("training") and (done is None or done.get("interrupted")):
         logger.warning(
@@ -53,7 +61,7 @@ def pick_device(name: str) -> str:
 def open_model(model: "FoundationModel | str | Path", device: str) -> "tuple[FoundationModel, Path | None]":
     """A model with its folder; a model that is loaded already stays where it is."""
     if isinstance(model, str | Path):
-        return load(model, device=device), Path(model)
+        return load(model, device=device), model_folder(model)
     return model, None
 
 

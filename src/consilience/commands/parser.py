@@ -51,6 +51,14 @@ class CommandParser(ArgumentParser):
             formatter_class=ShortHelp,
         )
 
+    def adopt(self, function: Callable[..., Any]) -> None:
+        """Take defaults and help of the arguments of another function too, where the first has none of the name."""
+        parsed = docstring_parser.parse(inspect.getdoc(function) or "")
+        for key, parameter in inspect.signature(function).parameters.items():
+            self.defaults.setdefault(key, None if parameter.default is parameter.empty else parameter.default)
+        for entry in parsed.params:
+            self.helps.setdefault(entry.arg_name, " ".join((entry.description or "").split()))
+
     def option(self, flag: str, **how: Any) -> None:
         """Add `--flag` or a positional, with default and help of the argument of the same name."""
         key = flag.lstrip("-").replace("-", "_")

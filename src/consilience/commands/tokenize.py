@@ -1,6 +1,6 @@
 """Write the tokens of a collection once, for training that is not to wait for a tokenizer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ def tokenize(
     tokenizer_options: Mapping[str, Any] | None = None,
     read_options: Mapping[str, Any] | None = None,
     limit: int | None = None,
+    parts: Sequence[float] | None = None,
     seed: int = 0,
     shard_mib: int = 256,
     progress: bool = False,
@@ -47,6 +48,8 @@ def tokenize(
         tokenizer_options: of the tokenizer, such as --tokenizer-options.max_length 96.
         read_options: of the reader of the file.
         limit: use at most this many records, drawn with a fixed seed.
+        parts: shares of train, validation and test, such as 0.98 0.01 0.01; default: 0.7 0.1 0.2. A group (a
+            scaffold, an object) stays in one part.
         seed: of the draws.
         shard_mib: size of a file in MiB; about three times as much is held in memory while writing.
         progress: show a bar with the rate and the time left.
@@ -72,6 +75,7 @@ def tokenize(
             read=read_options,
             tokenizer=tokenizer_options,
             limit=limit,
+            parts=parts,
             draws=draws,
             seed=seed,
             sizes={"shard_bytes": shard_mib * MIB},
@@ -89,6 +93,7 @@ def new_parser() -> CommandParser:
     parser.option("--tokenizer-options", type=dict[str, Any], default={})
     parser.option("--read-options", type=dict[str, Any], default={})
     parser.option("--limit", type=int | None, metavar="N")
+    parser.option("--parts", nargs=3, type=float, metavar=("TRAIN", "VALIDATION", "TEST"))
     parser.option("--seed", type=int)
     parser.option("--shard-mib", type=int)
     return parser

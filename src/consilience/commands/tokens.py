@@ -9,6 +9,7 @@ from consilience.commands.console import say
 from consilience.commands.models import load, read_collection, science_of
 from consilience.commands.parser import CommandParser
 from consilience.core.errors import ConsilienceError
+from consilience.pretrained import model_folder
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -47,7 +48,7 @@ def tokens(
     fitted = None
     if model is not None:
         network = load(model)
-        science = science_of(network, Path(model), domain)
+        science = science_of(network, model_folder(model), domain)
         fitted = network.tokenizers[science.name]
         if tokenizer_options:
             raise ConsilienceError("the tokenizer of a model has its options; leave out --tokenizer-options")

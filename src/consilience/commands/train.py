@@ -48,6 +48,11 @@ def train(
     read_options: Options | None = None,
     weights: Mapping[str, float] | None = None,
     limit: int | None = None,
+    parts: Sequence[float] | None = None,
+    condition: Sequence[str] = (),
+    condition_column: Sequence[str] = (),
+    condition_dropout: float = 0.1,
+    condition_dropout_all: float = 0.1,
     core: "CoreConfig | Options | None" = None,
     training: "TrainingConfig | Options | None" = None,
     init_core: str | Path | None = None,
@@ -70,6 +75,13 @@ def train(
         read_options: of the reader of the file, written like tokenizer options.
         weights: shares of the steps of several sciences, such as '{cells: 2}'; 1 where left out.
         limit: use at most this many records of each science, drawn with a fixed seed.
+        parts: shares of train, validation and test, such as 0.98 0.01 0.01; default: 0.7 0.1 0.2. A group (a
+            scaffold, an object) stays in one part.
+        condition: properties that generation may ask for, computed from every record (molecules: logp, qed, tpsa,
+            weight, rings, hbd, hba, sa), such as --condition logp qed.
+        condition_column: the same, numeric columns of the file, such as --condition-column pIC50; empty = not known.
+        condition_dropout: probability that training hides a property of a record, each on its own.
+        condition_dropout_all: probability that training hides all properties of a record.
         core: size and options of the transformer.
         training: steps, batch size, learning rate and so on.
         init_core: start from the core of the model in this folder, whatever its science.
@@ -82,6 +94,7 @@ def train(
     from consilience.core.checkpoint import read_config
     from consilience.core.training_config import TrainingConfig
     from consilience.core.transformer import CoreConfig
+    from consilience.domains.conditions import Wanted
     from consilience.domains.pretraining import train_domains
 
     folder = Path(out).expanduser()
@@ -97,7 +110,7 @@ def train(
     readers = options_by_science(read_options, sciences, "read_options")
     asked = build(CoreConfig, core, SMALL_CORE, "core")
     how = build(TrainingConfig, training, SHORT_TRAINING, "training")
-    settings = {
+    settings: dict[str, Any] = {
         "domains": names,
         "objective": objective,
         "objective_options": dict(objective_options or {}),
@@ -106,10 +119,25 @@ def train(
         "read_options": readers,
         "weights": dict(weights or {}),
         "limit": limit,
+        "parts": None if parts is None else list(parts),
         "init_core": None if init_core is None else str(Path(init_core).expanduser().absolute()),
         "core": asdict(asked),
         "training": asdict(how),
     }
+    wanted = None
+    if condition or condition_column:
+        wanted = Wanted(
+            computed=tuple(condition),
+            columns=tuple(condition_column),
+            drop_each=condition_dropout,
+            drop_all=condition_dropout_all,
+        )
+        settings |= {
+            "condition": list(condition),
+            "condition_column": list(condition_column),
+            "condition_dropout": condition_dropout,
+            "condition_dropout_all": condition_dropout_all,
+        }
     if limit is not None and limit < 1:
         raise ConsilienceError(f"limit must be at least 1 record, not {limit}")
     if resume:
@@ -123,10 +151,12 @@ def train(
         read=readers,
         tokenizers=tokenizers,
         limit=limit,
+        parts=parts,
         core=asked,
         training=how,
         folder=folder,
         resume=resume,
+        conditions=wanted,
         weights=weights,
         init_core=None if init_core is None else Path(init_core).expanduser(),
         settings=settings,
@@ -190,6 +220,11 @@ def new_parser() -> CommandParser:
     parser.option("--resume", action="store_true")
     parser.option("--init-core", type=str | None, metavar="FOLDER")
     parser.option("--limit", type=int | None, metavar="N")
+    parser.option("--parts", nargs=3, type=float, metavar=("TRAIN", "VALIDATION", "TEST"))
+    parser.option("--condition", nargs="+", type=str, metavar="NAME")
+    parser.option("--condition-column", nargs="+", type=str, metavar="NAME")
+    parser.option("--condition-dropout", type=float)
+    parser.option("--condition-dropout-all", type=float)
     parser.option("--weights", type=dict[str, float], default={})
     parser.option("--objective-options", type=dict[str, Any], default={})
     parser.option("--tokenizer-options", type=dict[str, Any], default={})

@@ -139,7 +139,7 @@ def bootstrap_scores(
         for row, predictions in rows.items():
             parts[row].append(seed_scores(predictions, weight))
     return {
-        row: (np.concatenate(part, axis=1) * _seed_shares(len(part[0]), draws, seed)).sum(axis=0)
+        row: (np.concatenate(part, axis=1) * seed_shares(len(part[0]), draws, seed)).sum(axis=0)
         for row, part in parts.items()
     }
 
@@ -162,7 +162,7 @@ def _shared(rows: Mapping[str, Predictions]) -> Predictions:
     return first
 
 
-def _seed_shares(n_seeds: int, draws: int, seed: int) -> np.ndarray:
+def seed_shares(n_seeds: int, draws: int, seed: int) -> np.ndarray:
     """(S, D) share of every seed in a draw."""
     if n_seeds == 1:
         return np.ones((1, draws))
