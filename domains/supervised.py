@@ -199,7 +199,9 @@ class _Target:
     error: Literal["squared", "absolute"] = "squared"
 
     @classmethod
-    def of(cls, labels: np.ndarray, task: Task, error: Literal["squared", "absolute"]) -> "_Target":
+    def of(
+        cls, labels: np.ndarray, task: Task, error: Literal["squared", "absolute"] = "squared"
+    ) -> "_Target":
         """From the training labels."""
         values, _ = known_labels(labels, task.kind)
         if len(np.unique(values)) < 2:
