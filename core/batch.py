@@ -45,6 +45,9 @@ class TokenSpec:
             coordinates are the noisy content); tokens with hidden content stand at the origin.
         pairwise_bias: attention gets a bias from distances between the first three values or coordinates.
         weighted: batches carry an inverse variance per value.
+        invariant: the first three values are a place in space of which the core sees distances alone (`core.geometry`):
+            states do not change under rotation, translation and reflection, and places can be denoised only.
+        pairs: kinds of pairs of tokens (bonds of a molecule), 0 when there are none; for invariant tokens.
         constrained: values obey a constraint (the points of a centred cloud sum to zero), so that their density
             is degenerate and no loss on them is a likelihood, whatever the objective.
     """
@@ -64,6 +67,8 @@ class TokenSpec:
     value_scale: float = 1.0
     rotary_from_values: bool = False
     pairwise_bias: bool = False
+    invariant: bool = False
+    pairs: int = 0
     weighted: bool = False
     constrained: bool = False
 
@@ -80,6 +85,18 @@ class TokenSpec:
             )
         if not 0 < self.periods[0] < self.periods[1] or not 0 < self.value_periods[0] < self.value_periods[1]:
             raise ConsilienceError(f"{self.name}: periods must be positive and ascending")
+        if self.invariant and (
+            self.channels < 3 or self.coordinates or self.weighted or self.counts or self.pairwise_bias
+        ):
+            raise ConsilienceError(
+                f"{self.name}: invariant tokens need three exact values for their place, and no coordinates, weights, "
+                "counts or pairwise_bias beside them"
+            )
+
+        if self.pairs and not self.invariant:
+            raise ConsilienceError(
+                f"{self.name}: kinds of pairs enter beside distances: they need invariant tokens"
+            )
 
     @property
     def counts(self) -> bool:
@@ -112,6 +129,7 @@ class TokenBatch:
         given: (B, N) bool, tokens whose content is always seen and never scored (a depth, a begin mark).
             Given tokens stand before all others of their sample.
         exposure: (B,) float32, the size factor of counts (library size / 10,000).
+        pairs: (B, N, N) uint8, the kind of every pair of tokens, always seen; 0 = nothing is said of it.
         conditions: (B, K) float32, standardised properties of the whole sample that the model is told; NaN = hidden.
             None hides all. See `core.conditions`.
     """
@@ -124,6 +142,7 @@ class TokenBatch:
     positions: Tensor | None = None
     given: Tensor | None = None
     exposure: Tensor | None = None
+    pairs: Tensor | None = None
     conditions: Tensor | None = None
 
     @property
@@ -207,6 +226,8 @@ class TokenBatch:
         changed: dict[str, Any] = {
             name: function(getattr(self, name)) for name in names if getattr(self, name) is not None
         }
+        if self.pairs is not None:
+            changed["pairs"] = function(function(self.pairs).transpose(1, 2)).transpose(1, 2)
         return replace(self, **changed)
 
     def validate(self, spec: TokenSpec) -> Self:
@@ -218,6 +239,7 @@ class TokenBatch:
             "weight": (spec.weighted, (b, n, spec.channels)),
             "address": (spec.addresses > 0, (b, n)),
             "positions": (spec.coordinates > 0 and not spec.rotary_from_values, (b, n, spec.coordinates)),
+            "pairs": (spec.pairs > 0, (b, n, n)),
         }
         for name, (needed, shape) in wanted.items():
             tensor = getattr(self, name)
@@ -229,7 +251,7 @@ class TokenBatch:
                 )
         if b and (int(self.length.min()) < 1 or int(self.length.max()) > n):
             raise ConsilienceError(f"{spec.name} tokens: lengths must lie in 1..{n}")
-        for name, limit in (("ids", spec.vocabulary), ("address", spec.addresses)):
+        for name, limit in (("ids", spec.vocabulary), ("address", spec.addresses), ("pairs", spec.pairs)):
             tensor = getattr(self, name)
             if (
                 tensor is not None

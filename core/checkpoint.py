@@ -23,6 +23,7 @@ from consilience.core.objectives.base import Objective
 from consilience.core.references import load_class, reference_of
 from consilience.core.tokenizer import Tokenizer
 from consilience.core.transformer import CoreConfig
+from consilience.core.written import written
 
 if TYPE_CHECKING:
     from consilience.core.model import FoundationModel
@@ -59,7 +60,7 @@ def describe_model(model: "FoundationModel") -> dict[str, Any]:
     return {
         "format": FORMAT,
         "core": asdict(model.core_config),
-        "objective": {"class": reference_of(type(model.objective)), "options": asdict(model.objective)},
+        "objective": {"class": reference_of(type(model.objective)), "options": written(model.objective)},
         "domains": {
             name: {"tokenizer": reference_of(type(tokenizer)), "state": tokenizer.state()}
             | ({"conditions": model.conditions[name].state()} if name in model.conditions else {})

@@ -41,7 +41,11 @@ class TokenEmbedder(nn.Module):
         self.start = nn.Parameter(torch.empty(width))
         if spec.vocabulary:
             self.symbols = nn.Embedding(spec.vocabulary + 1, width)  # the last row: a hidden symbol
-        if spec.channels:
+        if spec.invariant:
+            self.place = nn.Parameter(
+                torch.empty(width)
+            )  # says that the row stands somewhere; where, it does not
+        if spec.channels > self._unseen:
             self.values = self._value_encoder(spec, width)
         if spec.addresses:
             self.addresses = nn.Embedding(spec.addresses, width)
@@ -60,13 +64,18 @@ class TokenEmbedder(nn.Module):
             and not spec.rotary_from_values
         )
 
-    @staticmethod
-    def _value_encoder(spec: TokenSpec, width: int) -> nn.Module:
-        channels = spec.channels * (2 if spec.weighted else 1)
+    @property
+    def _unseen(self) -> int:
+        """How many of the first channels do not enter the rows: places that are seen as distances."""
+        return 3 if self.spec.invariant else 0
+
+    def _value_encoder(self, spec: TokenSpec, width: int) -> nn.Module:
+        seen = spec.channels - self._unseen
+        channels = seen * (2 if spec.weighted else 1)
         if spec.value_encoding == "soft-bins" and spec.channels == 1:
             return SoftBins(width)
         if spec.value_encoding == "fourier":
-            channels += 2 * TokenEmbedder.FEATURES * spec.channels
+            channels += 2 * TokenEmbedder.FEATURES * seen
         return nn.Linear(channels, width)
 
     def reset_parameters(self) -> None:
@@ -103,14 +112,17 @@ class TokenEmbedder(nn.Module):
         if self.spec.vocabulary:
             assert tokens.ids is not None
             parts.append(self.symbols(tokens.ids))
-        if self.spec.channels:
+        if self.spec.invariant:
+            parts.append(self.place.expand(*view.hidden.shape, -1))
+        if self.spec.channels > self._unseen:
             assert tokens.values is not None
-            features = [tokens.values]
+            values = tokens.values[..., self._unseen :]
+            features = [values]
             if self.spec.weighted:
-                weight = tokens.weight if tokens.weight is not None else torch.ones_like(tokens.values)
+                weight = tokens.weight if tokens.weight is not None else torch.ones_like(values)
                 features.append(torch.log1p(weight * self.spec.value_scale**2) / 4)
             if self.spec.value_encoding == "fourier":
-                features.append(fourier_features(tokens.values, self.spec.value_periods, self.FEATURES))
+                features.append(fourier_features(values, self.spec.value_periods, self.FEATURES))
             encoded = torch.cat(features, dim=-1)
             parts.append(self.values(encoded.to(self.hidden.dtype)))
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]

@@ -46,16 +46,20 @@ def join_patterns(patterns: list[Pattern]) -> Pattern:
 
 
 def join_biases(parts: list[Tensor | None], widths: list[int], like: Tensor, heads: int) -> Tensor | None:
-    """Biases as diagonal blocks; modalities see one another without bias."""
+    """Biases as diagonal blocks; modalities see one another without bias.
+
+    Each is (B, H, N, N), or (L, B, H, N, N) where every layer has its own; what is joined is the latter if any is.
+    """
     if all(part is None for part in parts):
         return None
     if len(parts) == 1:
         return parts[0]
     total = sum(widths)
-    joined = like.new_zeros(like.shape[0], heads, total, total)
+    layers = next((part.shape[:1] for part in parts if part is not None and part.dim() == 5), ())
+    joined = like.new_zeros(*layers, like.shape[0], heads, total, total)
     first = 0
     for part, n in zip(parts, widths):
         if part is not None:
-            joined[:, :, first : first + n, first : first + n] = part
+            joined[..., first : first + n, first : first + n] = part
         first += n
     return joined

@@ -123,7 +123,10 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
     def _core_input(self, views: Mapping[str, View]) -> CoreInput:
         ports = [self._port(name) for name in views]
         parts = list(views.values())
-        rows = torch.cat([self._embedded(name, view) for name, view in views.items()], dim=1)
+        entered = [port.enter(view) for port, view in zip(ports, parts)]
+        rows = torch.cat(
+            [self._told(name, v, own) for (name, v), (own, _) in zip(views.items(), entered)], dim=1
+        )
         real = torch.cat([view.tokens.real for view in parts], dim=1)
         turns = [port.embed.angles(view) for port, view in zip(ports, parts)]
         widths = [view.tokens.width for view in parts]
@@ -132,9 +135,6 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         differ = any(queries is not None for _, queries in turns)
         query_angles = join_angles(asked, widths, rows, self.core_config.head_width) if differ else None
         time, time_index = join_times(parts)
-        biases = [
-            None if port.pair_bias is None else port.pair_bias(view) for port, view in zip(ports, parts)
-        ]
         return CoreInput(
             rows=rows,
             layout=Layout(real, join_patterns([view.pattern for view in parts])),
@@ -142,12 +142,12 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
             time_index=time_index,
             angles=angles,
             query_angles=query_angles,
-            bias=join_biases(biases, widths, rows, self.core_config.heads),
+            bias=join_biases([bias for _, bias in entered], widths, rows, self.core_config.heads),
         )
 
-    def _embedded(self, name: str, view: View) -> Tensor:
+    def _told(self, name: str, view: View, rows: Tensor) -> Tensor:
         """The rows of one modality, with what is told of its samples."""
-        rows, values = self._port(name).embed(view), view.tokens.conditions
+        values = view.tokens.conditions
         if values is None:
             return rows
         self.conditions_of(name)
@@ -202,27 +202,39 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         for name, (view, targets) in drawn.items():
             own = states[:, first : first + view.tokens.width]
             first += view.tokens.width
+            port = self._port(name)
+            motion = port.moved(view, own)
             losses[name] = self._loss_of_rows(
-                self._port(name), own[targets.scored], targets.select(), objective
+                port,
+                own[targets.scored],
+                None if motion is None else motion[targets.scored],
+                targets.select(),
+                objective,
             )
         return losses
 
-    def _loss_of_rows(self, port: Port, states: Tensor, scored: Scored, objective: Objective) -> Loss:
+    def _loss_of_rows(
+        self, port: Port, states: Tensor, motion: Tensor | None, scored: Scored, objective: Objective
+    ) -> Loss:
         """Heads and likelihoods of the scored rows; in pieces that are computed again backwards where they are big.
 
         4,096 rows of a vocabulary of 20,000 genes are 330 MB, several times over with their gradients.
         """
 
-        def nats(states: Tensor, scored: Scored) -> Tensor:
-            return sum_fields(port.likelihoods, port.predict(states, scored.address), scored)
+        def nats(states: Tensor, motion: Tensor | None, scored: Scored) -> Tensor:
+            return sum_fields(port.likelihoods, port.predict(states, scored.address, motion), scored)
 
         width = sum(likelihood.parameters for likelihood in port.likelihoods.values())
         rows, count = max(1, HEAD_NUMBERS // width), states.shape[0]
         if count <= rows:
-            return objective.reduce(nats(states, scored), port.likelihoods, scored)
+            return objective.reduce(nats(states, motion, scored), port.likelihoods, scored)
         parts = [
             checkpoint(
-                nats, states[first : first + rows], scored.rows(first, first + rows), use_reentrant=False
+                nats,
+                states[first : first + rows],
+                None if motion is None else motion[first : first + rows],
+                scored.rows(first, first + rows),
+                use_reentrant=False,
             )
             for first in range(0, count, rows)
         ]

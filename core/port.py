@@ -6,11 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from consilience.core.embedding import PairBias, TokenEmbedder
+from consilience.core.errors import ConsilienceError
+from consilience.core.geometry import DistanceView, EquivariantVelocity
 from consilience.core.kernels import apply_linear
-from consilience.core.likelihoods import Field, Likelihood, NegativeBinomial
+from consilience.core.likelihoods import Field, Likelihood, NegativeBinomial, Velocity
 from consilience.core.objectives.base import Objective
 from consilience.core.tokenizer import Tokenizer
 from consilience.core.transformer import CoreConfig
+from consilience.core.view import View
 
 
 class Port(nn.Module):
@@ -49,6 +52,15 @@ class Port(nn.Module):
             nn.init.zeros_(parameter)
         self._start_at_rates(tokenizer)
         self.pair_bias = PairBias(spec, core.heads) if spec.pairwise_bias else None
+        self.distances = DistanceView(spec, core) if spec.invariant else None
+        self.motion: EquivariantVelocity | None = None
+        if spec.invariant:
+            if not isinstance(self.likelihoods["values"], Velocity):
+                raise ConsilienceError(
+                    f"{spec.name}: places that are seen as distances can be denoised only, and objective "
+                    f"{objective.name} predicts them one by one: choose objective denoising, or geometry='absolute'"
+                )
+            self.motion = EquivariantVelocity(spec, core.width)
 
     def _start_at_rates(self, tokenizer: Tokenizer[Any]) -> None:
         rates = tokenizer.log_rates()
@@ -57,16 +69,45 @@ class Port(nn.Module):
             with torch.no_grad():
                 table[:, 0] = torch.as_tensor(rates, dtype=table.dtype)
 
-    def predict(self, states: Tensor, address: Tensor | None) -> dict[Field, Tensor]:
+    def enter(self, view: View) -> tuple[Tensor, Tensor | None]:
+        """Rows for the core (B, M, D), and their bias of attention (B, H, M, M) or (L, B, H, M, M)."""
+        rows = self.embed(view)
+        if self.distances is not None:
+            bias, near = self.distances(view)
+            return rows + near, bias
+        return rows, None if self.pair_bias is None else self.pair_bias(view)
+
+    def entrance(self) -> dict[str, nn.Module]:
+        """What turns tokens into rows of the core, by name: all but the heads."""
+        parts = {"embed": self.embed, "pair_bias": self.pair_bias, "distances": self.distances}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def moved(self, view: View, states: Tensor) -> Tensor | None:
+        """Velocities of places (B, M, 3) that turn with them; None unless tokens are invariant.
+
+        They need whole samples, which `predict` does not.
+
+        Args:
+            view: what the core saw.
+            states: (B, M, D) what came out.
+        """
+        return None if self.motion is None else self.motion(view, states)
+
+    def predict(
+        self, states: Tensor, address: Tensor | None, motion: Tensor | None = None
+    ) -> dict[Field, Tensor]:
         """Parameters of each likelihood (..., parameters).
 
         Args:
             states: (..., D).
             address: (...) the discrete address of the token that each row predicts; None without addresses.
+            motion: (..., 3) of `moved`, for the same rows: it stands for the first three values.
         """
         found: dict[Field, Tensor] = {}
         for name in self.likelihoods:
             found[name] = apply_linear(self.heads[f"{name}_head"], states)
             if address is not None and self.spec.addresses:
                 found[name] = found[name] + self.offsets[f"{name}_offset"](address)
+        if motion is not None:
+            found["values"] = torch.cat([motion.to(found["values"].dtype), found["values"][..., 3:]], dim=-1)
         return found

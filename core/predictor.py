@@ -40,7 +40,8 @@ class DomainPredictor:
     def __call__(self, view: View, *, cache: KeyValueCache | None = None) -> dict[Field, Tensor]:
         """Parameters of each likelihood for every row."""
         asked = view.tokens.address if view.ask_address is None else view.ask_address
-        return self.port.predict(self.model.forward({self.domain: view}, cache=cache).final, asked)
+        states = self.model.forward({self.domain: view}, cache=cache).final
+        return self.port.predict(states, asked, self.port.moved(view, states))
 
     def new_cache(self, batch: int, rows: int) -> KeyValueCache:
         """An empty key-value cache."""

@@ -54,6 +54,11 @@ class Ragged:
     @classmethod
     def of(cls, tokens: TokenBatch, spec: TokenSpec) -> Self:
         """The real tokens of a batch, in the types of the file."""
+        if tokens.pairs is not None:
+            raise ConsilienceError(
+                f"{spec.name}: a token cache holds tokens and no pairs of them: train from the records, or leave "
+                "bonds out of the tokenizer's options"
+            )
         real = tokens.real.numpy()
         fields = {}
         for name in PER_TOKEN:

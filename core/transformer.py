@@ -86,7 +86,7 @@ class CoreInput:
         query_angles: (B, N, d / 2) rotary angles of queries; None = those of the keys.
         time: (U,) levels of time in [0, 1], 1 = clean.
         time_index: (B, N) int64, the level of each row; None = all rows at level 0.
-        bias: (B, H, N, N) pairwise bias, or None.
+        bias: (B, H, N, N) pairwise bias, or (L, B, H, N, N), one for each layer; None without.
     """
 
     rows: Tensor
@@ -345,7 +345,8 @@ class Transformer(nn.Module):
         maps: list[Tensor] = []
         for number, block in enumerate(self.blocks):
             store = None if cache is None else (cache, number)
-            arguments = (x, shared, time_index, planes, layout, seen.bias, store, maps if attention else None)
+            bias = seen.bias if seen.bias is None or seen.bias.dim() == 4 else seen.bias[number]
+            arguments = (x, shared, time_index, planes, layout, bias, store, maps if attention else None)
             if self.config.checkpoint_activations and self.training:
                 x = checkpoint(block, *arguments, use_reentrant=False)
             else:

@@ -1,6 +1,7 @@
 """The same core trained on labels: from scratch as the ceiling of a read-out, or fine-tuned from a pre-trained model.
 
-Tokenizer, embedder, core and pooling are those of a read-out of the final states; one linear head reads the mean.
+Tokenizer, embedder, core and pooling are those of a read-out of the final states; one linear head reads the mean, or
+the sum where what is predicted grows with the record (an energy).
 Cross-entropy for classes, squared error of standardised numbers. The weights with the lowest validation loss are
 kept. Every random choice is a function of (seed, step), as in pre-training.
 """
@@ -9,7 +10,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -45,12 +46,13 @@ class Supervised:
 
     Args:
         result: scores, positions, truth and predictions of the labelled test records.
-        curve: (step, validation loss) pairs: nats, or squared error in units of the labels' variance.
+        curve: (step, validation loss) pairs: nats, or the error of standardised labels.
         steps: optimiser steps taken.
         best_step: after which the kept weights stood; 0 = before training.
         labels: training labels used.
         model: with the kept weights; its heads are those of pre-training, untouched.
         head: the linear read-out, (D,) -> classes or one standardised number.
+        rows: the head reads the sum of the states over this constant; None = it reads their mean.
     """
 
     result: ProbeResult
@@ -60,6 +62,7 @@ class Supervised:
     labels: int
     model: FoundationModel
     head: nn.Linear
+    rows: float | None = None
 
 
 def fit_supervised(
@@ -73,6 +76,8 @@ def fit_supervised(
     freeze_core: bool = False,
     label_fraction: float = 1.0,
     augment: bool | None = None,
+    pool: Literal["mean", "sum"] = "mean",
+    error: Literal["squared", "absolute"] = "squared",
     seed: int = 0,
 ) -> Supervised:
     """Train core, embedder and head on the labels of the training part; score the labelled test part.
@@ -91,6 +96,9 @@ def fit_supervised(
         label_fraction: of the labels of training and validation part, see `readout_search.label_subset`.
         augment: tokenize training batches with the randomness of pre-training (random strings of a molecule, turned
             clouds); default: `Domain.augments`, which says whether these look like the records to be read.
+        pool: what the head reads of the final states: their mean, or their sum (over the mean number of tokens of the
+            training records) for what grows with the record.
+        error: of a regression, in training and validation.
         seed: of initialisation, order, tokenization and the choice of labels.
 
     Raises:
@@ -103,7 +111,7 @@ def fit_supervised(
         for name, index in prepared.split.parts().items()
         if name != "test"
     }
-    target = _Target.of(labels[parts["train"]], task)
+    target = _Target.of(labels[parts["train"]], task, error)
     validation = _labelled(prepared, parts["validation"], target)
     if not len(validation.target):
         raise ConsilienceError(
@@ -115,7 +123,11 @@ def fit_supervised(
     head = nn.Linear(core.width, target.width)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    run = HeadedModel(model=model, head=head, name=prepared.domain.name, target=target)
+    name = prepared.domain.name
+    rows = None
+    if pool == "sum":
+        rows = float(model.tokenizers[name].lengths(prepared.records("train")).mean())
+    run = HeadedModel(model=model, head=head, name=name, target=target, rows=rows)
     run.to("cuda" if torch.cuda.is_available() else "cpu")
     source = (Source if (prepared.domain.augments if augment is None else augment) else FixedSource)(
         records=take_records(prepared.collection.records, parts["train"]), tokenizer=run.tokenizer
@@ -145,6 +157,7 @@ def fit_supervised(
         labels=len(parts["train"]),
         model=model.eval(),
         head=head,
+        rows=rows,
     )
 
 
@@ -176,15 +189,19 @@ class _Target:
         classes: of the training labels, sorted; empty for numbers.
         mean: of the training labels.
         spread: their standard deviation.
+        error: of a regression.
     """
 
     task: Task
     classes: np.ndarray
     mean: float = 0.0
     spread: float = 1.0
+    error: Literal["squared", "absolute"] = "squared"
 
     @classmethod
-    def of(cls, labels: np.ndarray, task: Task) -> "_Target":
+    def of(
+        cls, labels: np.ndarray, task: Task, error: Literal["squared", "absolute"] = "squared"
+    ) -> "_Target":
         """From the training labels."""
         values, _ = known_labels(labels, task.kind)
         if len(np.unique(values)) < 2:
@@ -193,7 +210,8 @@ class _Target:
             )
         if task.kind == "classification":
             return cls(task=task, classes=np.unique(values))
-        return cls(task=task, classes=np.zeros(0), mean=float(values.mean()), spread=float(values.std()))
+        mean, spread = float(values.mean()), float(values.std())
+        return cls(task=task, classes=np.zeros(0), mean=mean, spread=spread, error=error)
 
     @property
     def width(self) -> int:
@@ -217,7 +235,8 @@ class _Target:
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """The mean over records."""
         if self.task.kind == "regression":
-            return F.mse_loss(outputs[:, 0].float(), target)
+            loss = F.mse_loss if self.error == "squared" else F.l1_loss
+            return loss(outputs[:, 0].float(), target)
         return F.cross_entropy(outputs.float(), target)
 
 
@@ -263,19 +282,18 @@ def _model(
 
 def science_parts(model: FoundationModel, name: str) -> dict[str, nn.Module]:
     """What turns a science's tokens into states: all of the model but its heads."""
-    port = model.predictor(name).port
-    found: dict[str, nn.Module] = {"core": model.core, "embed": port.embed}
-    return found if port.pair_bias is None else found | {"pair_bias": port.pair_bias}
+    return {"core": model.core, **model.predictor(name).port.entrance()}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HeadedModel:
-    """A model with a head on the mean of its final states."""
+    """A model with a head on the mean of its final states, or on their sum over `rows`."""
 
     model: FoundationModel
     head: nn.Linear
     name: str
     target: HeadTarget
+    rows: float | None = None
 
     @property
     def tokenizer(self) -> Any:
@@ -296,7 +314,11 @@ class HeadedModel:
         """(B, width) outputs."""
         view = self.model.objective.observe(tokens.to(self.model.device), self.tokenizer.spec)
         states = self.model({self.name: view}).final
-        return self.head(pool_rows(states.float(), counted_rows(view), "mean"))
+        counted = counted_rows(view)
+        pooled = pool_rows(states.float(), counted, "mean")
+        if self.rows is not None:
+            pooled = pooled * counted.sum(1, keepdim=True) / self.rows
+        return self.head(pooled)
 
     def batches(self, records: Any, budget: int) -> Iterator[tuple[np.ndarray, TokenBatch]]:
         """Places and tokens without randomness, records of similar length together."""

@@ -85,6 +85,8 @@ def limits(table: PointTable, options: PointOptions, learned: PointState) -> dic
         found = dict.fromkeys(everything, f"unit is {units[0]}, the tokenizer knows {units[1]}")
     if learned.types and table.codes is None:
         found |= dict.fromkeys(everything, "has no types, but the tokenizer was fitted on typed points")
+    if options.bonds and table.bonds is None:
+        found |= dict.fromkeys(everything, "has no bonds, and the tokenizer has bonds=True")
     columns = 0 if table.features is None else table.features.shape[1]
     if learned.feature_shift and columns != len(learned.feature_shift):
         found |= dict.fromkeys(everything, f"has {columns} features, expected {len(learned.feature_shift)}")

@@ -6,6 +6,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from consilience.core.batch import TokenBatch
+from consilience.tokenizers.point_bonds import bonds_of_pairs
 from consilience.tokenizers.point_options import PointOptions, PointState
 from consilience.tokenizers.point_records import PointCloud
 
@@ -33,7 +34,10 @@ def clouds(tokens: TokenBatch, options: PointOptions, learned: PointState) -> li
         features = None
         if learned.feature_shift:
             features = columns[:, 3:] / learned.value_scale * learned.feature_scale + learned.feature_shift
-        found.append(PointCloud(columns[:, :3], types, features, learned.unit))
+        bonds = None
+        if tokens.pairs is not None:
+            bonds = bonds_of_pairs(tokens.pairs[row, :length, :length].cpu().numpy())
+        found.append(PointCloud(columns[:, :3], types, features, learned.unit, bonds))
     return found
 
 

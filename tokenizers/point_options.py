@@ -1,13 +1,15 @@
 """PointOptions and PointState: how clouds become tokens, and what `fit` learned from the training clouds."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
 
 import numpy as np
 
 from consilience.core.batch import TokenSpec
 from consilience.core.errors import ConsilienceError
+from consilience.core.written import LATE, written
+from consilience.tokenizers.point_bonds import KINDS
 from consilience.tokenizers.point_records import PointTable, Unit
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -18,6 +20,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "position": ("fourier", "rotary", "both", "none"),
     "align": ("none", "principal"),
     "augment": ("rotate", "none"),
+    "geometry": ("absolute", "invariant"),
 }
 
 
@@ -45,6 +48,10 @@ class PointOptions:
         periods: shortest and longest period of the encodings of places, in units of the training coordinates'
             standard deviation.
         pairwise_bias: attention gets a bias from distances between places.
+        geometry: absolute (coordinates are part of the tokens) or invariant (of points the core sees types and
+            distances alone, and `position`, `slots` and `pairwise_bias` play no part: embeddings do not change under
+            rotation, reflection, translation and reordering, so mirror images look alike; for denoising).
+        bonds: the core sees the bonds of every cloud, as kinds of pairs; for geometry='invariant', order='given'.
     """
 
     tokens: Literal["points", "patches"] = "points"
@@ -60,6 +67,8 @@ class PointOptions:
     max_points: int = 1024
     periods: tuple[float, float] = (0.5, 16.0)
     pairwise_bias: bool = False
+    geometry: Literal["absolute", "invariant"] = field(default="absolute", metadata=LATE)
+    bonds: bool = field(default=False, metadata=LATE)
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
@@ -86,11 +95,36 @@ class PointOptions:
                 f"points: position={self.position!r} puts coordinates into the rotation that slots need; "
                 "choose position='fourier' or slots=False"
             )
+        if self.geometry == "invariant":
+            self._check_invariant()
+        if self.bonds and (self.geometry != "invariant" or self.order != "given"):
+            raise ConsilienceError(
+                "points: bonds=True tells kinds of pairs beside distances and keeps the order of the points; choose "
+                "geometry='invariant' and order='given'"
+            )
+
+    def _check_invariant(self) -> None:
+        """Raise ConsilienceError for what would give the frame or the order of the points away."""
+        if self.tokens == "patches":
+            raise ConsilienceError(
+                "points: geometry='invariant' sees distances between points; choose tokens='points'"
+            )
+        for name, value in (("slots", bool(self.slots)), ("pairwise_bias", self.pairwise_bias)):
+            if value:
+                raise ConsilienceError(
+                    f"points: {name} plays no part under geometry='invariant'; leave it out"
+                )
+        if self.position in ("rotary", "both"):
+            raise ConsilienceError(
+                f"points: position={self.position!r} plays no part under geometry='invariant'; leave it out"
+            )
 
     @property
     def has_slots(self) -> bool:
         """Whether tokens carry their number along the order as an address."""
         if self.slots is None:
+            if self.geometry == "invariant":
+                return False
             return self.tokens == "points" and self.position in ("fourier", "none")
         return self.slots
 
@@ -120,6 +154,7 @@ class PointState:
         lengths: token counts of the examples.
         compositions: type codes of the examples in the order of their tokens; for types="address" only.
         centres: patch centres of the examples, each n_patches x 3; for patches only.
+        bonds: bonds of the examples, each a list of (point, point, order); for the option bonds only.
     """
 
     types: tuple[str, ...]
@@ -131,10 +166,11 @@ class PointState:
     lengths: tuple[int, ...] = ()
     compositions: tuple[tuple[int, ...], ...] = ()
     centres: tuple[tuple[tuple[float, ...], ...], ...] = ()
+    bonds: tuple[tuple[tuple[int, ...], ...], ...] = field(default=(), metadata=LATE)
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return _listed(asdict(self))
+        return _listed(written(self))
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any]) -> Self:
@@ -168,7 +204,8 @@ def point_spec(options: PointOptions, state: PointState) -> TokenSpec:
         places = {"coordinates": 3, "rotary_from_values": True, "periods": options.periods}
     elif options.has_slots:
         places = {"coordinates": 1, "position_encoding": "rotary"}
-    fourier = not patches and options.position in ("fourier", "both")
+    invariant = options.geometry == "invariant"
+    fourier = not patches and not invariant and options.position in ("fourier", "both")
     return TokenSpec(
         name="points",
         vocabulary=len(state.types) if by_content else 0,
@@ -179,6 +216,8 @@ def point_spec(options: PointOptions, state: PointState) -> TokenSpec:
         value_periods=options.periods,
         value_scale=state.value_scale,
         pairwise_bias=options.pairwise_bias,
+        invariant=invariant,
+        pairs=KINDS if options.bonds else 0,
         constrained=True,  # centred clouds: the last point follows from the others
         **places,
     )

@@ -8,6 +8,7 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
 from consilience.core.errors import ConsilienceError, UnreadableRecordError
+from consilience.tokenizers.point_bonds import BondTable, checked
 
 Unit = Literal["angstrom", ""]
 
@@ -41,6 +42,7 @@ class PointCloud:
         types: (n,) names (element symbols) or integers (atomic numbers in ångström clouds); kept as names.
         features: (n, F) float, anything else that is known of a point.
         unit: "angstrom" for atoms, "" for shapes without a unit.
+        bonds: (e, 3) int, two points counted from 0 and the order of their bond (see `point_bonds`); kept sorted.
 
     Raises:
         ConsilienceError: for arrays that do not fit together. `point_checks` finds NaN and coinciding atoms.
@@ -50,6 +52,7 @@ class PointCloud:
     types: np.ndarray | None = None
     features: np.ndarray | None = None
     unit: Unit = ""
+    bonds: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         positions = np.asarray(self.positions)
@@ -70,6 +73,8 @@ class PointCloud:
             array = getattr(self, name)
             if array is not None and (array.ndim != ndim or len(array) != len(positions)):
                 raise ConsilienceError(f"{name} has shape {array.shape} for {len(positions)} points")
+        if self.bonds is not None:
+            object.__setattr__(self, "bonds", checked(self.bonds, len(positions)))
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -86,6 +91,7 @@ class PointTable(Sequence[PointCloud]):
         names: the types that occur.
         features: (T, F) float or None.
         unit: "angstrom" or "".
+        bonds: of every cloud, or None.
     """
 
     positions: np.ndarray
@@ -94,6 +100,7 @@ class PointTable(Sequence[PointCloud]):
     names: tuple[str, ...] = ()
     features: np.ndarray | None = None
     unit: Unit = ""
+    bonds: BondTable | None = None
 
     @classmethod
     def of(cls, records: Sequence[PointCloud]) -> "PointTable":
@@ -125,9 +132,11 @@ class PointTable(Sequence[PointCloud]):
         features = None
         if first.features is not None:
             features = np.concatenate([cloud.features for cloud in records if cloud.features is not None])
-        return cls(
-            np.concatenate([cloud.positions for cloud in records]), starts, codes, names, features, first.unit
-        )
+        positions = np.concatenate([cloud.positions for cloud in records])
+        bonds = None
+        if first.bonds is not None:
+            bonds = BondTable.joined([cloud.bonds for cloud in records if cloud.bonds is not None])
+        return cls(positions, starts, codes, names, features, first.unit, bonds)
 
     @property
     def sizes(self) -> np.ndarray:
@@ -150,7 +159,8 @@ class PointTable(Sequence[PointCloud]):
         rows = slice(int(self.starts[index]), int(self.starts[index + 1]))
         types = None if self.codes is None else np.asarray(self.names)[self.codes[rows]]
         features = None if self.features is None else self.features[rows]
-        return PointCloud(self.positions[rows], types, features, self.unit)
+        bonds = None if self.bonds is None else self.bonds[index]
+        return PointCloud(self.positions[rows], types, features, self.unit, bonds)
 
     def __iter__(self) -> Iterator[PointCloud]:
         return (self[i] for i in range(len(self)))
@@ -174,6 +184,7 @@ class PointTable(Sequence[PointCloud]):
             self.names,
             None if self.features is None else self.features[rows],
             self.unit,
+            None if self.bonds is None else self.bonds.take(index),
         )
 
     def padded(self, flat: np.ndarray, fill: float = 0) -> np.ndarray:
@@ -207,7 +218,8 @@ def as_cloud(record: Any) -> PointCloud:
 def readable(records: Sequence[Any]) -> tuple[PointTable, dict[int, str]]:
     """The records that fit into one table, and index -> reason for those that do not.
 
-    One table holds one kind: typed or not, one number of features, one unit; the first record decides.
+    One table holds one kind: typed or not, one number of features, one unit, with bonds or not; the first record
+    decides.
     """
     if isinstance(records, PointTable):
         return records, {}
@@ -228,10 +240,12 @@ def readable(records: Sequence[Any]) -> tuple[PointTable, dict[int, str]]:
     return PointTable.joined(kept), refused
 
 
-def _kind(cloud: PointCloud) -> tuple[bool, int, str]:
-    return cloud.types is not None, -1 if cloud.features is None else cloud.features.shape[1], cloud.unit
+def _kind(cloud: PointCloud) -> tuple[bool, int, str, bool]:
+    features = -1 if cloud.features is None else cloud.features.shape[1]
+    return cloud.types is not None, features, cloud.unit, cloud.bonds is not None
 
 
 def _describe(cloud: PointCloud) -> str:
-    typed, features, unit = _kind(cloud)
-    return f"{'typed' if typed else 'without types'}, {max(features, 0)} features, unit {unit!r}"
+    typed, features, unit, bonded = _kind(cloud)
+    told = f"{'typed' if typed else 'without types'}, {max(features, 0)} features, unit {unit!r}"
+    return f"{told}, with bonds" if bonded else told

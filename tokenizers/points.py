@@ -8,7 +8,7 @@ depend on how the points were listed (except under order="given").
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -18,7 +18,9 @@ from consilience.core.batch import TokenBatch, TokenSpec
 from consilience.core.errors import ConsilienceError, UnreadableRecordError
 from consilience.core.records import Failure
 from consilience.core.tokenizer import Tokenizer
+from consilience.core.written import written
 from consilience.tokenizers import point_decode, point_orders
+from consilience.tokenizers.point_bonds import BondTable
 from consilience.tokenizers.point_checks import codes_of, limits, problems
 from consilience.tokenizers.point_frames import centred, principal_frames, random_half_turns, random_rotations
 from consilience.tokenizers.point_options import PointOptions, PointState, measure, point_spec
@@ -83,10 +85,14 @@ class PointTokenizer(Tokenizer[Sequence[PointCloud]]):
         tokens = self.encode(table)
         lengths = tuple(int(length) for length in tokens.length)
         if self.options.tokens == "points":
+            learned = replace(self.learned, lengths=lengths)
+            if self.options.bonds and table.bonds is not None:
+                bonds = tuple(tuple(map(tuple, table.bonds[i].tolist())) for i in range(len(table)))
+                learned = replace(learned, bonds=bonds)
             if tokens.address is None:
-                return replace(self.learned, lengths=lengths)
+                return learned
             rows = [tuple(row[:length].tolist()) for row, length in zip(tokens.address, lengths)]
-            return replace(self.learned, lengths=lengths, compositions=tuple(rows))
+            return replace(learned, compositions=tuple(rows))
         assert tokens.values is not None
         offsets = tokens.values.reshape(*tokens.values.shape[:2], self.options.patch_size, -1)[..., :3]
         scale = float(offsets[tokens.real].double().square().mean().sqrt())
@@ -124,12 +130,16 @@ class PointTokenizer(Tokenizer[Sequence[PointCloud]]):
         if self.options.has_slots:
             slots = np.where(table.real, np.arange(values.shape[1])[None, :], 0)
             positions = torch.from_numpy(slots[..., None].astype(np.float32))
+        pairs = None
+        if self.options.bonds and table.bonds is not None:
+            pairs = torch.from_numpy(table.bonds.pairs(values.shape[1]))
         return TokenBatch(
             length=torch.from_numpy(table.sizes.astype(np.int64)),
             values=torch.from_numpy(values.astype(np.float32)),
             ids=typed if by_content else None,
             address=None if by_content else typed,
             positions=positions,
+            pairs=pairs,
         ).validate(self.spec)
 
     def _turns(self, n: int, generator: torch.Generator | None) -> np.ndarray | None:
@@ -274,7 +284,10 @@ class PointTokenizer(Tokenizer[Sequence[PointCloud]]):
         picks = drawn.cpu().tolist()
         length = torch.tensor([self.learned.lengths[i] for i in picks], dtype=torch.int64)
         width = int(length.max()) if n else 0
-        address = positions = None
+        address = positions = pairs = None
+        if self.learned.bonds:
+            parts = [np.array(self.learned.bonds[i], dtype=np.int64).reshape(-1, 3) for i in picks]
+            pairs = torch.from_numpy(BondTable.joined(parts).pairs(width))
         if self.learned.compositions:
             address = torch.zeros(n, width, dtype=torch.int64)
             for row, i in enumerate(picks):
@@ -292,6 +305,7 @@ class PointTokenizer(Tokenizer[Sequence[PointCloud]]):
             ids=torch.zeros(n, width, dtype=torch.int64) if self.spec.vocabulary else None,
             address=address,
             positions=positions,
+            pairs=pairs,
         ).validate(self.spec)
 
     def describe(self, record: PointCloud) -> str:
@@ -300,7 +314,7 @@ class PointTokenizer(Tokenizer[Sequence[PointCloud]]):
 
     def state(self) -> dict[str, Any]:
         """Options and everything learned."""
-        options = asdict(self.options) | {"periods": list(self.options.periods)}
+        options = written(self.options) | {"periods": list(self.options.periods)}
         return {"options": options, "learned": self.learned.as_json()}
 
     @classmethod

@@ -6,20 +6,26 @@ error is a surrogate; the likelihood comes from integrating the flow (`core.samp
 
 Categorical content beside continuous content (atom types beside coordinates) is hidden with probability 1 - t
 and predicted by cross-entropy: noise and erasure share one clock.
+
+With `noise` there is one small level of it instead of a path: x + noise * eps, and the core predicts -eps, which is
+the field's pre-training on equilibrium geometries (Zaidi et al. 2023, arXiv:2206.00133). The best prediction is the
+score of the noisy data times the level, so for a molecule the force of a Boltzmann mixture around its equilibria.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from consilience.core.batch import TokenBatch, TokenSpec
 from consilience.core.errors import ConsilienceError
+from consilience.core.geometry import centred, turned_onto
 from consilience.core.likelihoods import Categorical, Field, Likelihood, Velocity
 from consilience.core.objectives.base import Objective, Predictor, predictable, stratified, uniform_like
 from consilience.core.sampling import Sampling
 from consilience.core.view import Kind, Loss, Targets, View
+from consilience.core.written import LATE
 
 EXACT_DIMENSIONS = 32
 """Up to so many dimensions a sample the divergence of the flow is computed exactly, beyond by random probes."""
@@ -27,10 +33,31 @@ EXACT_DIMENSIONS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Denoising(Objective):
-    """Flow matching with a straight path between noise (t = 0) and data (t = 1)."""
+    """Flow matching with a straight path between noise (t = 0) and data (t = 1), or noise of one level.
+
+    Args:
+        noise: standard deviation of the noise in the unit of the values (0.04 to 0.1 Å suits molecules at rest);
+            symbols then stay, and nothing can be generated or given a likelihood. None: the whole path.
+        align: turn (and mirror) the noise of every sample onto its data before they are mixed, for invariant tokens:
+            paths get shorter and straighter, and what is generated stays the same (Klein et al. 2023,
+            arXiv:2306.15030).
+    """
+
+    noise: float | None = field(default=None, metadata=LATE)
+    align: bool = field(default=False, metadata=LATE)
 
     name = "denoising"
     kind = "surrogate"
+
+    def __post_init__(self) -> None:
+        if self.noise is not None and not 0 < self.noise < float("inf"):
+            raise ConsilienceError(
+                f"denoising: noise must be a positive number or left out, not {self.noise}"
+            )
+        if self.align and self.noise is not None:
+            raise ConsilienceError(
+                "denoising: align turns the start of a path, and noise of one level has none: give one of them"
+            )
 
     def likelihoods(self, spec: TokenSpec) -> dict[Field, Likelihood]:
         """A velocity for values, and symbols beside them where there are any."""
@@ -38,16 +65,33 @@ class Denoising(Objective):
             raise ConsilienceError(
                 f"denoising needs continuous content, and {spec.name} tokens are symbols; use masked-diffusion"
             )
+        if self.align and not spec.invariant:
+            raise ConsilienceError(
+                f"denoising: align needs tokens without a frame, and {spec.name} tokens have one: choose "
+                "geometry='invariant', or leave align out"
+            )
         found: dict[Field, Likelihood] = {"ids": Categorical(spec)} if spec.vocabulary else {}
         found["values"] = Velocity(spec)
+        if self.noise is not None and spec.counts:
+            raise ConsilienceError(
+                f"denoising: noise of one level is for real values, and {spec.name} tokens are counts; leave noise out"
+            )
         return found
 
     def view(self, tokens: TokenBatch, spec: TokenSpec, generator: torch.Generator) -> tuple[View, Targets]:
-        """Mix every sample with noise at its own time; all predictable tokens are scored."""
+        """Mix every sample with noise at its own time, or at the one level; all predictable tokens are scored."""
         assert tokens.values is not None
         free = predictable(tokens)
         clean = spec.standardise(tokens.values)
-        noise = torch.randn(clean.shape, generator=generator, device=generator.device).to(clean.device)
+        noise = noise_of(tokens, spec, generator)
+        if self.noise is not None:
+            noisy = torch.where(free[..., None], clean + self.noise / spec.value_scale * noise, clean)
+            view = noisy_view(tokens, noisy, time_of_level(tokens), torch.zeros_like(free), spec)
+            kept = torch.zeros_like(free) if spec.vocabulary else None
+            return view, Targets(tokens=tokens, scored=free, velocity=-noise, erased=kept)
+        if self.align:
+            turned = turned_onto(noise[..., :3], clean[..., :3] * free[..., None])
+            noise = torch.cat([turned, noise[..., 3:]], dim=-1)
         time = stratified(tokens.size, generator, tokens.device)
         t = time[:, None, None]
         noisy = torch.where(free[..., None], (1 - t) * noise + t * clean, clean)
@@ -60,8 +104,8 @@ class Denoising(Objective):
     def observe(self, tokens: TokenBatch, spec: TokenSpec) -> View:
         """Clean content at time 1."""
         assert tokens.values is not None
-        time = torch.ones(tokens.size, device=tokens.device)
-        return noisy_view(tokens, spec.standardise(tokens.values), time, torch.zeros_like(tokens.real), spec)
+        clean = spec.standardise(tokens.values)
+        return noisy_view(tokens, clean, time_of_level(tokens), torch.zeros_like(tokens.real), spec)
 
     def evaluate(
         self, predict: Predictor, tokens: TokenBatch, generator: torch.Generator, *, draws: int = 1
@@ -74,7 +118,7 @@ class Denoising(Objective):
         surrogate.
         """
         spec = predict.spec
-        if not has_density(spec):
+        if self.noise is not None or not has_density(spec):
             return super().evaluate(predict, tokens, generator, draws=draws)
         from consilience.core.samplers.transport import log_likelihood
 
@@ -88,7 +132,7 @@ class Denoising(Objective):
 
     def likelihood_kind(self, predict: Predictor, *, draws: int = 1) -> Kind:
         """Exact where a flow has a density of the content."""
-        return "exact" if has_density(predict.spec) else "surrogate"
+        return "exact" if self.noise is None and has_density(predict.spec) else "surrogate"
 
     def log_likelihood(
         self,
@@ -121,8 +165,31 @@ class Denoising(Objective):
         """Transport noise to data; known tokens follow their own straight path."""
         from consilience.core.samplers.transport import transport
 
+        if self.noise is not None:
+            raise ConsilienceError(
+                f"a model that denoises one level ({self.noise:g}) knows the data from near alone and cannot generate: "
+                "train denoising without noise="
+            )
         self.refuse_confidence(sampling)
         return transport(predict, template, hidden, generator, sampling)
+
+
+def noise_of(tokens: TokenBatch, spec: TokenSpec, generator: torch.Generator) -> Tensor:
+    """(B, N, C) standard normal noise for the values; without its mean over a sample where places are invariant.
+
+    There the core sees differences of places alone, and could not tell a shift of all of them from none.
+    """
+    assert tokens.values is not None
+    shape = tokens.values.shape
+    noise = torch.randn(shape, generator=generator, device=generator.device).to(tokens.device)
+    if not spec.invariant:
+        return noise
+    return torch.cat([centred(noise[..., :3], predictable(tokens)), noise[..., 3:]], dim=-1)
+
+
+def time_of_level(tokens: TokenBatch) -> Tensor:
+    """(B,) ones: the time of clean content, and of content at one level of noise, so that states of both match."""
+    return torch.ones(tokens.size, device=tokens.device)
 
 
 def has_density(spec: TokenSpec) -> bool:

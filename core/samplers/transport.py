@@ -11,7 +11,7 @@ from torch import Tensor
 
 from consilience.core.batch import TokenBatch
 from consilience.core.objectives.base import Predictor, predictable, uniform_like
-from consilience.core.objectives.denoising import noisy_view
+from consilience.core.objectives.denoising import noise_of, noisy_view
 from consilience.core.ode import log_density
 from consilience.core.sampling import Sampling
 
@@ -41,7 +41,7 @@ def transport(
     hidden = hidden & free
     values = tokens.values
     clean = spec.standardise(values)
-    noise = torch.randn(clean.shape, generator=generator, device=generator.device).to(clean.device)
+    noise = noise_of(tokens, spec, generator)
     x = torch.where(hidden[..., None], temperature * noise, noise)
     lost = hidden.clone()
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from consilience.core.errors import ConsilienceError
 from consilience.core.records import Collection, Failure, Origin, fingerprint
 from consilience.domains.pieces import Piece, pieces_of, regroup
 from consilience.domains.points import conformers, readers
+from consilience.domains.points.bonds import with_bonds, without_bonds
 from consilience.domains.points.shapes import shape_labels
 from consilience.domains.points.source import Source, without_hydrogens
 from consilience.tokenizers.point_checks import problems
@@ -40,19 +42,26 @@ def bundled() -> Collection:
     return collect(source, name=BUNDLED, origin="computed")
 
 
-def read(path: Path, *, hydrogens: bool = True, group_by: str | None = None) -> Collection:
+def read(
+    path: Path, *, hydrogens: bool = True, group_by: str | None = None, bonds: bool = False
+) -> Collection:
     """Clouds of a file, or of all files of a folder; see `readers` for the formats.
 
     Args:
         path: .xyz, .extxyz, .sdf, .ply, .npz, QM9's .csv parts, or a folder of such files.
         hydrogens: keep hydrogen atoms; without, clouds hold the heavy atoms.
         group_by: the label whose equal values must not be split between training and test.
+        bonds: keep the bonds of an .sdf file, or find those of QM9 (see `bonds.with_bonds`).
 
     Raises:
         ConsilienceError: naming the file, when it cannot be used or holds no readable cloud.
     """
     path = Path(path)
     source = readers.read_source(path)
+    if bonds:
+        source = with_bonds(source, path)
+    else:
+        source = replace(source, clouds=without_bonds(source.clouds))
     if not hydrogens:
         source = without_hydrogens(source)
     if group_by is not None:
@@ -64,14 +73,16 @@ def read(path: Path, *, hydrogens: bool = True, group_by: str | None = None) -> 
     return collect(source, name=str(path), origin=source.origin)
 
 
-def stream(path: Path, size: int, *, hydrogens: bool = True, group_by: str | None = None) -> Iterator[Piece]:
+def stream(
+    path: Path, size: int, *, hydrogens: bool = True, group_by: str | None = None, bonds: bool = False
+) -> Iterator[Piece]:
     """The clouds of a file in pieces of `size`; arguments and errors as in `read`.
 
     .xyz and .extxyz are read frame by frame, twice; the others as a whole.
     """
     path = Path(path)
-    if path.suffix.lower() not in (".xyz", ".extxyz") or not path.is_file() or group_by is not None:
-        yield from pieces_of(read(path, hydrogens=hydrogens, group_by=group_by), size)
+    if path.suffix.lower() not in (".xyz", ".extxyz") or not path.is_file() or group_by is not None or bonds:
+        yield from pieces_of(read(path, hydrogens=hydrogens, group_by=group_by, bonds=bonds), size)
         return
 
     def pieces() -> Iterator[Piece]:
@@ -123,4 +134,7 @@ def collect(source: Source, *, name: str, origin: Origin, partly: bool = False) 
 def _fingerprint(table: PointTable) -> str:
     codes = np.zeros(0) if table.codes is None else table.codes.astype(np.int32)
     features = np.zeros(0) if table.features is None else table.features
-    return fingerprint([table.positions, table.starts, codes, " ".join(table.names), features])
+    parts: list[Any] = [table.positions, table.starts, codes, " ".join(table.names), features]
+    if table.bonds is not None:
+        parts += [table.bonds.rows, table.bonds.starts]
+    return fingerprint(parts)

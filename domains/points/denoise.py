@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from consilience.core.batch import TokenBatch
-from consilience.core.objectives.denoising import noisy_view
+from consilience.core.objectives.denoising import noise_of, noisy_view
 
 if TYPE_CHECKING:
     from consilience.core.objectives.base import Predictor
@@ -36,7 +36,7 @@ def denoise(
     assert tokens.values is not None
     spec = predict.spec
     clean = spec.standardise(tokens.values)
-    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean.device)
+    noise = noise_of(tokens, spec, torch.Generator().manual_seed(seed))
     x = (1 - start) * noise + start * clean
     shrunk = spec.restore(x * start / (start**2 + (1 - start) ** 2))
     times = np.linspace(start, 1, steps + 1)

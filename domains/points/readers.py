@@ -1,7 +1,8 @@
 """Readers: a file of point clouds to a Source, by its ending.
 
 .xyz, .extxyz: atoms through ASE, any number of frames; `key=value` of the second line become labels.
-.sdf: molecules in 3D through RDKit; properties become labels, molecules (without stereochemistry) groups.
+.sdf: molecules in 3D with their bonds through RDKit; properties become labels, molecules (without
+    stereochemistry) groups.
 .ply: one cloud, the places of the element `vertex`, without a unit.
 .npz: see `arrays.read_npz`; QM9 in two layouts: see `qm9`.
 A folder: all such files in the order of their names.
@@ -25,6 +26,7 @@ from consilience.core.errors import ConsilienceError
 from consilience.core.records import Failure
 from consilience.domains.points import qm9
 from consilience.domains.points.arrays import read_npz
+from consilience.domains.points.bonds import bonds_of_mol
 from consilience.domains.points.conformers import flat_smiles
 from consilience.domains.points.source import Kinds, Source, columns_of
 from consilience.tokenizers.point_records import PointCloud
@@ -216,7 +218,11 @@ def _read_sdf(path: Path) -> Source:
                 continue
             info = mol.GetPropsAsDict(includePrivate=True)
             numbers = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()])
-            clouds.append(PointCloud(mol.GetConformer().GetPositions(), numbers, unit="angstrom"))
+            clouds.append(
+                PointCloud(
+                    mol.GetConformer().GetPositions(), numbers, unit="angstrom", bonds=bonds_of_mol(mol)
+                )
+            )
             ids.append(_name(info, f"{path.stem}-{place}"))
             places.append(place)
             rows.append({name: value for name, value in info.items() if not name.startswith("_")})

@@ -47,6 +47,7 @@ def without_hydrogens(source: Source) -> Source:
         table.names,
         None if table.features is None else table.features[heavy],
         table.unit,
+        None if table.bonds is None else table.bonds.among(heavy, table.starts),
     )
     return replace(source, clouds=clouds)
 

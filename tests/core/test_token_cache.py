@@ -3,7 +3,7 @@
 import json
 import os
 import pickle
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +87,9 @@ def written(folder: Path, **changes: object) -> TokenCache:
 def assert_same(a: TokenBatch, b: TokenBatch) -> None:
     for field in fields(TokenBatch):
         one, other = getattr(a, field.name), getattr(b, field.name)
+        if field.name == "pairs":  # a cache refuses tokens with pairs
+            assert one is None and other is None
+            continue
         assert one.dtype == other.dtype and torch.equal(one, other), field.name
 
 
@@ -159,6 +162,7 @@ def test_pinning_reaches_every_tensor(cache, monkeypatch) -> None:
         torch.Tensor, "pin_memory", lambda self, *_: self + 1 if self.dtype != torch.bool else ~self
     )
     name, batch = feeds(cache)[0][0]
+    batch = replace(batch, pairs=torch.zeros(batch.size, batch.width, batch.width, dtype=torch.uint8))
     pinned = pin_memory.pin_memory((name, batch))
     assert pinned[0] == name and isinstance(pinned[1], TokenBatch)
     assert all(

@@ -1,0 +1,211 @@
+"""Fine-tuning on the properties of QM9: from scratch beside pre-trained, over numbers of labels, on the usual split.
+
+    python -m consilience.domains.points.finetune --data_file qm9.npz --out runs/qm9 --pretrain_steps 2500 \
+        --properties '[homo,u0]' --labels '[1000,10000]'
+
+Pre-training sees the geometries of the training molecules and no label. Rows differ in where they start and in nothing
+else: same core, steps, batches and learning rates to choose from.
+"""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from consilience.core.errors import ConsilienceError
+from consilience.core.records import Collection
+from consilience.core.training_config import TrainingConfig
+from consilience.core.transformer import CoreConfig
+from consilience.domains.points import data
+from consilience.domains.points.properties import Method, fine_tune, pretrain_on, property_of
+from consilience.domains.points.qm9_split import TRAIN, VALIDATION, draw, draw_hash, split_of, write_indices
+from consilience.domains.points.references import References
+
+
+def compare(
+    collection: Collection,
+    *,
+    properties: Sequence[str] = ("homo",),
+    labels: Sequence[int] = (1000,),
+    choose_on: int = 1000,
+    init: Path | None,
+    methods: Sequence[Method] = ("full",),
+    core: CoreConfig,
+    training: TrainingConfig,
+    learning_rates: Sequence[float] = (),
+    split_seed: int = 0,
+    seed: int = 0,
+    out: Path,
+    sizes: tuple[int, int] = (TRAIN, VALIDATION),
+) -> Iterator[dict[str, Any]]:
+    """Rows of the table, each written to `out/results.csv` as soon as it is known; scratch stands first.
+
+    Rows that stand there already are not trained again.
+
+    Args:
+        collection: QM9.
+        properties: names in `PROPERTIES`.
+        labels: numbers of training labels.
+        choose_on: validation labels that choose step and learning rate.
+        init: pre-trained model; None = from scratch alone.
+        methods: how the pre-trained core takes part.
+        core: size of the transformer.
+        training: how.
+        learning_rates: to choose from, the same for every row.
+        split_seed: of the permutation.
+        seed: of training.
+        out: folder of results, indices and reference energies.
+        sizes: of the training and validation part.
+    """
+    train, validation = sizes
+    order = draw(len(collection), seed=split_seed, train=train, validation=validation)
+    starts: list[tuple[str, Path | None, Method]] = [("scratch", None, "full")]
+    starts += [] if init is None else [(f"pre-trained, {method}", init, method) for method in methods]
+    rows = _written(out)
+    known = {(row["property"], row["labels"], row["start"]): row for row in rows}
+    for name in properties:
+        for count in labels:
+            split = split_of(order, train=train, validation=validation, labels=count, choose_on=choose_on)
+            write_indices(split, out / f"indices_{split_seed}_{count}.npz")
+            for row, start, method in starts:
+                if (name, str(count), row) in known:
+                    yield known[name, str(count), row]
+                    continue
+                found = fine_tune(
+                    collection, split, property_of(name), core=core, training=training, init=start,
+                    method=method, learning_rates=learning_rates, seed=seed,
+                )  # fmt: skip
+                rows.append({
+                    "property": name, "labels": count, "start": row, "mae": round(found.mae, 3),
+                    "unit": found.unit, "median": round(found.trivial, 3),
+                    "learning_rate": found.learning_rate, "best_step": found.supervised.best_step,
+                    "steps": found.supervised.steps, "test": len(split.test), "seed": seed,
+                    "split": f"{split_seed}:{draw_hash(order)}",
+                })  # fmt: skip
+                _write(rows, found.references, out)
+                yield rows[-1]
+
+
+def _written(out: Path) -> list[dict[str, Any]]:
+    """Rows of an earlier, interrupted comparison, as text."""
+    path = out / "results.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _write(rows: Sequence[Mapping[str, Any]], references: References | None, out: Path) -> None:
+    with (out / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    if references is not None:
+        energies = dict(zip(references.elements, references.energies.tolist()))
+        told = {"unit": "eV", "energies": energies, "residual": references.residual}
+        (out / f"references_{rows[-1]['labels']}.json").write_text(json.dumps(told, indent=1))
+
+
+def run(
+    data_file: str,
+    out: str,
+    *,
+    properties: Sequence[str] = ("homo",),
+    labels: Sequence[int] = (1000,),
+    init: str | None = None,
+    pretrain_steps: int = 0,
+    noise: float = 0.05,
+    methods: Sequence[Method] = ("full",),
+    learning_rates: Sequence[float] = (),
+    choose_on: int = 1000,
+    split_seed: int = 0,
+    seed: int = 0,
+    core: CoreConfig | None = None,
+    training: TrainingConfig | None = None,
+    resume: bool = False,
+) -> list[dict[str, Any]]:
+    """Fine-tune on properties of QM9, from scratch beside pre-trained, and write a table.
+
+    Args:
+        data_file: QM9 as .npz or .csv.
+        out: folder of the results; must be new or empty.
+        properties: of homo, lumo, gap, u0, mu.
+        labels: numbers of training labels.
+        init: a model pre-trained on the same split.
+        pretrain_steps: pre-train so many steps on the training geometries first, instead of init.
+        noise: of that pre-training, in ångström.
+        methods: how the pre-trained core takes part: full, frozen.
+        learning_rates: to choose from on validation, the same for every row.
+        choose_on: validation labels that choose step and learning rate.
+        split_seed: of the permutation that splits the molecules.
+        seed: of training.
+        core: size of the transformer.
+        training: of pre-training and of every row; pre-training takes its own number of steps.
+        resume: go on with an interrupted comparison in `out`, asked for in the same way.
+    """
+    core = core or CoreConfig(width=64, depth=4, heads=4)
+    training = training or TrainingConfig(steps=1000, tokens_per_batch=1024, learning_rate=1e-3, seed=seed)
+    folder = Path(out).expanduser()
+    if not resume and folder.exists() and any(folder.iterdir()):
+        raise ConsilienceError(f"{folder} is not empty: choose another --out, --resume true, or remove it")
+    if init is not None and pretrain_steps:
+        raise ConsilienceError(
+            "give init or pretrain_steps, not both: the first is a model that was pre-trained"
+        )
+    for name in properties:
+        property_of(name)
+    collection = data.read(Path(data_file).expanduser())
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {"core": asdict(core), "training": asdict(training), "noise": noise, "init": init,
+                "pretrain_steps": pretrain_steps, "learning_rates": list(learning_rates),
+                "choose_on": choose_on, "data": collection.fingerprint}  # fmt: skip
+    _same_or_new(folder / "settings.json", settings)
+    start = None if init is None else Path(init).expanduser()
+    if pretrain_steps:
+        split = split_of(draw(len(collection), seed=split_seed), choose_on=choose_on)
+        start = folder / "pretrained"
+        pretrain_on(
+            collection, split, noise=noise, core=core, folder=start, resume=(start / "config.json").is_file(),
+            training=replace(training, steps=pretrain_steps, tokens_per_batch=2048, learning_rate=2e-3),
+        )  # fmt: skip
+    found = []
+    for row in compare(
+        collection, properties=properties, labels=labels, choose_on=choose_on, init=start, methods=methods,
+        core=core, training=training, learning_rates=learning_rates, split_seed=split_seed, seed=seed, out=folder,
+    ):  # fmt: skip
+        sys.stdout.write(", ".join(f"{key} {value}" for key, value in row.items()) + "\n")
+        sys.stdout.flush()
+        found.append(row)
+    return found
+
+
+def _same_or_new(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings; ConsilienceError where others stand there."""
+    told = json.dumps(settings, indent=1)
+    if path.is_file() and path.read_text() != told:
+        raise ConsilienceError(
+            f"{path} holds other settings than these: resume with the same ones, or choose another --out"
+        )
+    path.write_text(told)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command of this module; the exit code."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="python -m consilience.domains.points.finetune")
+    parser.add_function_arguments(run)
+    options = parser.instantiate_classes(parser.parse_args(None if argv is None else list(argv)))
+    try:
+        run(**vars(options))
+    except ConsilienceError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

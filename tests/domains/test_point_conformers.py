@@ -1,0 +1,168 @@
+"""Bonds from geometry and files, and conformers of given molecules: order of atoms, scores, the command."""
+
+import csv
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rdkit import Chem
+from rdkit.Chem import rdDistGeom
+
+from consilience.core.errors import ConsilienceError
+from consilience.core.model import FoundationModel
+from consilience.core.objectives import Denoising
+from consilience.core.training_config import TrainingConfig
+from consilience.core.transformer import CoreConfig
+from consilience.domains.points import conformer_benchmark, data, generate_conformers
+from consilience.domains.points.bonds import agreed_mol, mol_of, perceived_mol
+from consilience.domains.points.conformer_benchmark import scores
+from consilience.domains.points.generate_conformers import TOKENIZER, cloud_of, etkdg, generate
+from consilience.tokenizers.point_records import PointCloud
+from consilience.tokenizers.points import PointTokenizer
+
+SMILES = ["CCO", "CC(C)=O", "c1ccccc1C#N", "OCC(F)CN", "C1CC1C(=O)N", "CC=N", "CC#N", "CO"]
+
+
+def embedded(smiles: str) -> tuple[Chem.Mol, PointCloud]:
+    mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
+    assert rdDistGeom.EmbedMolecule(mol, randomSeed=7) == 0
+    return mol, replace(cloud_of(mol), positions=mol.GetConformer().GetPositions())
+
+
+@pytest.mark.parametrize("smiles", SMILES)
+def test_geometry_and_smiles_agree_on_bonds(smiles):
+    _, cloud = embedded(smiles)
+    found = agreed_mol(replace(cloud, bonds=None), smiles)
+    assert found is not None
+    assert {tuple(row) for row in cloud_of(found).bonds.tolist()} == {
+        tuple(row) for row in cloud.bonds.tolist()
+    }
+    assert agreed_mol(replace(cloud, bonds=None), "CCCC") is None, "control: another molecule"
+
+
+def test_scattered_atoms_are_no_molecule():
+    _, cloud = embedded("CCO")
+    far = replace(
+        cloud, positions=20 * np.random.default_rng(0).normal(size=cloud.positions.shape), bonds=None
+    )
+    found = perceived_mol(far)
+    assert found is None or found.GetNumBonds() == 0
+    assert agreed_mol(far, "CCO") is None
+
+
+def test_bonds_of_a_file_are_kept_when_asked_for(tmp_path):
+    mols = [embedded(smiles)[0] for smiles in SMILES[:4]]
+    with Chem.SDWriter(str(tmp_path / "a.sdf")) as writer:
+        for mol in mols:
+            writer.write(mol)
+    plain, bonded = data.read(tmp_path / "a.sdf"), data.read(tmp_path / "a.sdf", bonds=True)
+    assert plain.records.bonds is None and plain.fingerprint != bonded.fingerprint
+    for cloud, mol in zip(bonded.records, mols):
+        back = mol_of(cloud)
+        Chem.SanitizeMol(back)
+        assert Chem.MolToSmiles(back) == Chem.MolToSmiles(mol)
+    heavy = data.read(tmp_path / "a.sdf", bonds=True, hydrogens=False)
+    assert heavy.records[0].bonds.tolist() == [[0, 1, 1], [1, 2, 1]]
+    (tmp_path / "b.xyz").write_text("2\n\nC 0 0 0\nO 0 0 1.2\n")
+    with pytest.raises(ConsilienceError, match=r"no bonds in this file; give an \.sdf file"):
+        data.read(tmp_path / "b.xyz", bonds=True)
+
+
+@pytest.fixture(scope="module")
+def model() -> FoundationModel:
+    """Trained a little, so that heads are away from their start."""
+    clouds = [embedded(smiles)[1] for smiles in SMILES]
+    torch.manual_seed(0)
+    tokenizer = PointTokenizer.fit(clouds, **TOKENIZER)
+    made = FoundationModel(
+        CoreConfig(width=32, depth=2, heads=4), {"points": tokenizer}, Denoising(align=True)
+    ).train()
+    optimiser = torch.optim.Adam(made.parameters(), lr=4e-3)
+    tokens, generator = tokenizer.encode(clouds * 4), torch.Generator().manual_seed(0)
+    for _ in range(150):
+        loss = made.loss({"points": tokens}, generator)["points"].value
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return made.eval()
+
+
+def test_conformers_stand_in_the_order_of_the_atoms_of_their_molecule(model):
+    mols = [embedded(smiles)[0] for smiles in SMILES]
+    made = generate(model, mols, 3, seed=1, steps=20)
+    assert [len(places) for places in made] == 8 * [3]
+    heavy, light = [], []
+    for mol, places in zip(mols, made):
+        for array in places:
+            assert array.shape == (mol.GetNumAtoms(), 3)
+            for bond in mol.GetBonds():
+                length = np.linalg.norm(array[bond.GetBeginAtomIdx()] - array[bond.GetEndAtomIdx()])
+                numbers = {bond.GetBeginAtom().GetAtomicNum(), bond.GetEndAtom().GetAtomicNum()}
+                (light if 1 in numbers else heavy).append(length)
+    apart = [np.linalg.norm(array[0] - array[-1]) for places in made[2:6] for array in places]
+    assert np.mean(light) < np.mean(heavy) < np.mean(apart), "bonds to hydrogen are the shortest"
+    assert abs(np.mean(light) - 1.08) < 0.25 and abs(np.mean(heavy) - 1.45) < 0.3
+    again = generate(model, mols, 3, seed=1, steps=20)
+    assert all(np.array_equal(a, b) for one, other in zip(made, again) for a, b in zip(one, other))
+    assert np.abs(made[0][0] - made[0][1]).max() > 1e-2, "each has noise of its own"
+
+
+def test_scores_tell_good_from_bad():
+    pairs = [embedded(smiles) for smiles in SMILES[:5]]
+    mols, references = [mol for mol, _ in pairs], [cloud.positions for _, cloud in pairs]
+    best = scores(mols, references, [[x] for x in references])
+    assert (
+        best["cov"] == best["bond_lengths"] == best["all_bonds"] == best["graph"] == 1 and best["mat"] < 1e-5
+    )
+    rng = np.random.default_rng(0)
+    worst = scores(mols, references, [[4 * rng.normal(size=x.shape)] for x in references])
+    assert worst["cov"] == worst["all_bonds"] == worst["graph"] == 0 and worst["mat"] > 1
+    half = scores(mols, references, [[x] if i else [] for i, x in enumerate(references)])
+    assert half["without"] == 1 and half["cov"] == 0.8
+    rdkit = scores(mols, references, [etkdg(mol, 5, seed=1) for mol in mols])
+    assert rdkit["cov"] >= 0.8 and rdkit["graph"] == 1 and rdkit["all_bonds"] > 0.5
+    with pytest.raises(ConsilienceError, match="not one conformer"):
+        scores(mols, references, [[] for _ in mols])
+
+
+def test_the_command_writes_an_sdf(model, tmp_path, capsys):
+    folder = model.save(tmp_path / "m")
+    out = tmp_path / "new" / "a.sdf"
+    words = ["--model", str(folder), "--smiles", "[CCO,CC#N]", "--out", str(out), "--n", "2", "--steps", "5"]
+    assert generate_conformers.main(words) == 0
+    assert "4 conformers" in capsys.readouterr().out
+    read = list(Chem.SDMolSupplier(str(out), removeHs=False))
+    assert [Chem.MolToSmiles(Chem.RemoveHs(mol)) for mol in read] == 2 * ["CCO"] + 2 * ["CC#N"]
+    assert all(mol.GetConformer().Is3D() for mol in read)
+    words[3] = "[CC(]"
+    assert generate_conformers.main(words) == 2
+    assert "'CC(' is no SMILES that RDKit can read" in capsys.readouterr().err
+
+
+def test_what_cannot_be_generated_is_told(model):
+    mol, cloud = embedded("CCO")
+    with pytest.raises(ConsilienceError, match="unknown type 'Br'"):
+        generate(model, [Chem.AddHs(Chem.MolFromSmiles("CBr"))], 1)
+    plain = PointTokenizer.fit([cloud], geometry="invariant")
+    blind = FoundationModel(CoreConfig(width=16, depth=1, heads=2), {"points": plain}, Denoising())
+    with pytest.raises(ConsilienceError, match="trained without bonds"):
+        generate(blind, [mol], 1)
+    with pytest.raises(ConsilienceError, match="not 1 and 0"):
+        generate(model, [mol], 0)
+
+
+@pytest.mark.skipif("CONSILIENCE_TEST_DATA" not in os.environ, reason="needs QM9 (CONSILIENCE_TEST_DATA)")
+def test_the_benchmark_on_qm9(tmp_path):
+    file = Path(os.environ["CONSILIENCE_TEST_DATA"]) / "molecules" / "qm9_3d_130831.npz"
+    rows = conformer_benchmark.run(
+        str(file), str(tmp_path / "out"), molecules=100, validation=10, test=10, n=1, steps=4,
+        core=CoreConfig(width=16, depth=1, heads=2), progress=False,
+        training=TrainingConfig(steps=4, tokens_per_batch=512, learning_rate=1e-3),
+    )  # fmt: skip
+    assert [row["method"] for row in rows] == ["denoising", "ETKDG", "ETKDG + MMFF94"]
+    assert rows[2]["mat"] < rows[0]["mat"] and rows[2]["graph"] > 0.9
+    with (tmp_path / "out" / "results.csv").open() as held:
+        assert [float(row["mat"]) for row in csv.DictReader(held)] == [row["mat"] for row in rows]
