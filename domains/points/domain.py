@@ -8,7 +8,7 @@ import numpy as np
 
 from consilience.core.records import Collection
 from consilience.core.tokenizer import Tokenizer
-from consilience.domains.base import Domain, QuickPreset, Task
+from consilience.domains.base import Baseline, Domain, QuickPreset, Task
 from consilience.domains.pieces import Piece
 from consilience.domains.points import data, evaluate, readers
 from consilience.tokenizers.points import PointTokenizer
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 
 class PointsDomain(Domain):
-    """Conformers and other clouds: bundled computed conformers, files of users, sorted distances as baseline."""
+    """Conformers and other clouds: bundled computed conformers, files of users, distances and voxels as baselines."""
 
     name: ClassVar[str] = "points"
     tokenizer: ClassVar[type[Tokenizer[Any]]] = PointTokenizer
     suffixes: ClassVar[tuple[str, ...]] = readers.SUFFIXES
+    classical: ClassVar[int] = 2
     # Principal axes: embeddings of a molecule then do not depend on how its file happened to turn it.
     quick: ClassVar[QuickPreset] = QuickPreset(
         objectives=("next-token", "masked", "denoising"),
@@ -52,6 +53,11 @@ class PointsDomain(Domain):
     def baseline(self, collection: Collection, train: np.ndarray) -> tuple[str, np.ndarray]:
         """Sorted distances and composition."""
         return evaluate.baseline(collection, train)
+
+    def baselines(self, collection: Collection, train: np.ndarray) -> list[Baseline]:
+        """Sorted distances, which no rotation changes, and the occupancy of voxels, for clouds that lie alike."""
+        found = (evaluate.baseline(collection, train), evaluate.occupancy(collection, train))
+        return [Baseline(name=name, features=features) for name, features in found]
 
     def write_records(self, records: Any, path: Path, columns: Mapping[str, Any] | None = None) -> None:
         """Clouds as .xyz, .extxyz, .npz or .ply; see `writers.write_records`."""

@@ -1,4 +1,4 @@
-"""Tasks of point clouds, and the classical representation: sorted distances and composition."""
+"""Tasks of point clouds, and two classical representations: sorted distances with composition, and voxels."""
 
 from itertools import pairwise
 
@@ -19,6 +19,8 @@ SHAPES = {"radius_of_gyration": "radius of gyration", "asphericity": "asphericit
 NOT_TASKS = ("n_points", "index", "id", "ids", "name")
 QUANTILES = 32
 BINS = 32
+VOXELS = 16
+"""A side of the grid."""
 MOST_POINTS = 128
 """Distances of larger clouds are taken between this many of their points, evenly spaced in order of radius."""
 
@@ -85,6 +87,33 @@ def baseline(collection: Collection, train: np.ndarray) -> tuple[str, np.ndarray
     composition = np.bincount(cells, minlength=len(table) * len(table.names)).reshape(len(table), -1)
     seen = composition[train].sum(0) > 0
     return "sorted distances + composition", np.hstack([features, *counts, composition[:, seen]])
+
+
+def occupancy(collection: Collection, train: np.ndarray) -> tuple[str, np.ndarray]:
+    """The share of a cloud's points in every voxel of a cube around its centre, as a square root.
+
+    It depends on how a cloud lies, so it is for clouds in a frame of their own, such as furniture that stands upright.
+    The cube holds all training clouds; what lies beyond counts at its border. Voxels that no training cloud fills are
+    left out. The square root makes differences of shares Hellinger distances.
+
+    Returns:
+        Name and features (n, at most VOXELS³) float32.
+    """
+    table = PointTable.of(collection.records)
+    owner = np.repeat(np.arange(len(table)), table.sizes)
+    x = table.positions.astype(np.float64)
+    centre = np.stack([np.bincount(owner, column) for column in x.T], axis=1) / table.sizes[:, None]
+    x -= centre[owner]
+    half = float(np.abs(x[np.isin(owner, train)]).max()) or 1.0
+    cell = np.clip(((x / half + 1) / 2 * VOXELS).astype(int), 0, VOXELS - 1)
+    flat = (cell[:, 0] * VOXELS + cell[:, 1]) * VOXELS + cell[:, 2]
+    held = np.zeros(VOXELS**3, dtype=bool)
+    held[flat[np.isin(owner, train)]] = True
+    column = np.cumsum(held) - 1
+    inside = held[flat]
+    cells = owner[inside] * int(held.sum()) + column[flat[inside]]
+    counts = np.bincount(cells, minlength=len(table) * int(held.sum())).reshape(len(table), -1)
+    return f"occupancy of {VOXELS}³ voxels", np.sqrt(counts / table.sizes[:, None]).astype(np.float32)
 
 
 def _distances(table: PointTable) -> list[tuple[np.ndarray, np.ndarray]]:

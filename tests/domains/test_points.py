@@ -176,6 +176,24 @@ def test_baseline_holds_the_distances(small_bundle):
     np.testing.assert_allclose(features[3, : evaluate.QUANTILES], wanted, rtol=1e-5)
 
 
+def test_occupancy_counts_points_in_voxels(small_bundle):
+    generator = np.random.default_rng(0)
+    corners = [generator.choice([-1.0, 1.0], (50, 3)) * [1, 1, scale] for scale in (1.0, 0.2, 3.0)]
+    clouds = [cloud + generator.normal(size=3) * 100 for cloud in corners]  # where a cloud stands is not seen
+    table = PointTable(np.concatenate(clouds).astype(np.float32), np.arange(0, 151, 50))
+    source = data.Source(clouds=table, ids=["a", "b", "c"], places=[0, 1, 2])
+    collection = data.collect(source, name="x", origin="user")
+    name, features = evaluate.occupancy(collection, np.array([0, 1]))
+    assert "16³" in name and features.dtype == np.float32
+    # The training clouds lose no point, the third has some in voxels that no training cloud fills.
+    np.testing.assert_allclose((features[:2] ** 2).sum(1), 1, atol=1e-6)
+    assert (features[:2] > 0).any(0).all() and (features[2] ** 2).sum() <= 1 + 1e-6
+    assert not np.allclose(features[0], features[1])
+    train = np.arange(len(small_bundle))
+    rows = DOMAIN.baselines(small_bundle, train)
+    assert len(rows) == DOMAIN.classical and rows[0].name == DOMAIN.baseline(small_bundle, train)[0]
+
+
 def test_baseline_of_large_clouds_without_types():
     rng = np.random.default_rng(0)
     table = PointTable.of([PointCloud(rng.normal(size=(n, 3))) for n in (20, 500, 500)])
