@@ -31,6 +31,9 @@ GAP_FRACTION = 0.125
 SAMPLES = 32
 """Draws that show the spread."""
 
+FEW = 32
+"""Spectra of at most so many pixels are fluxes in broad bands: points with errors, and no lines."""
+
 PREFERRED = ("masked", "masked-diffusion", "denoising")
 """Objectives that see both sides of a gap, the best suited first."""
 
@@ -78,7 +81,8 @@ def filled_spectra(
         redshift = _redshift(collection, row)
         spectrum = take_records(collection.records, [row])[0]
         filled = fill_gap(models[name], spectrum, rest if redshift is None else rest * (1 + redshift))
-        _draw(panel, filled, redshift, f"{collection.ids[row]}")
+        draw = _draw_bands if len(spectrum) <= FEW else _draw
+        draw(panel, filled, redshift, f"{collection.ids[row]}")
         panel.set_ylabel("flux (1e-17 erg / s / cm² / Å)" if collection.origin == "model" else "flux")
     panels[-1].set_xlabel("observed wavelength (Å)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=5)
@@ -87,9 +91,7 @@ def filled_spectra(
         if collection.origin == "model"
         else "Spectra"
     )
-    figure.suptitle(
-        f"{kind}: hidden patches of held-out galaxies, filled in by the {name} model", fontsize=11
-    )
+    figure.suptitle(f"{kind}: hidden parts of held-out objects, filled in by the {name} model", fontsize=11)
     return figure
 
 
@@ -181,6 +183,38 @@ def _draw(panel: "Axes", filled: Filled, redshift: float | None, name: str) -> N
     low, high = np.nanpercentile(_smooth(spectrum), [0.5, 99.5])
     panel.set_ylim(min(0.0, low) - 0.05 * (high - low), high + 0.35 * (high - low))
     panel.set_xlim(wavelength[0], wavelength[-1])
+    _title(panel, filled, redshift, name)
+    for line, rest in LINES.items() if redshift is not None else ():
+        place = rest * (1 + (redshift or 0.0))
+        if wavelength[0] < place < wavelength[-1]:
+            panel.axvline(place, color="C3", lw=0.6, ls=":")
+            panel.text(place, 0.02, f" {line}", transform=panel.get_xaxis_transform(), fontsize=7, color="C3")
+
+
+def _draw_bands(panel: "Axes", filled: Filled, redshift: float | None, name: str) -> None:
+    """Fluxes in bands: every point a band, hidden ones beside what the model says of them."""
+    spectrum, wavelength = filled.spectrum, filled.spectrum.wavelength_angstrom
+    seen = np.setdiff1d(np.flatnonzero(spectrum.measured), filled.pixels)
+    truth = filled.pixels[spectrum.measured[filled.pixels]]
+    error = np.full(len(spectrum), np.nan)
+    error[spectrum.measured] = spectrum.inverse_variance[spectrum.measured] ** -0.5
+    for index, colour, label in (
+        (seen, "0.4", "seen by the model"),
+        (truth, "#c98a00", "hidden, as measured"),
+    ):
+        panel.errorbar(
+            wavelength[index], spectrum.flux[index], error[index], fmt="o", color=colour, label=label
+        )
+    spread = np.abs(np.stack([filled.mean - filled.low, filled.high - filled.mean]))
+    gap = wavelength[filled.pixels]
+    panel.errorbar(
+        gap, filled.mean, spread, fmt="D", mfc="none", color="C0", label="model's mean, 68 % of draws"
+    )
+    panel.set_xscale("log")
+    _title(panel, filled, redshift, name)
+
+
+def _title(panel: "Axes", filled: Filled, redshift: float | None, name: str) -> None:
     known = "" if redshift is None else f", z = {redshift:.4f}"
     panel.set_title(
         f"{name}{known}; gap: chi² per pixel {filled.chi2(filled.mean):.2f} "
@@ -188,11 +222,6 @@ def _draw(panel: "Axes", filled: Filled, redshift: float | None, name: str) -> N
         fontsize=9,
         loc="right",
     )
-    for line, rest in LINES.items() if redshift is not None else ():
-        place = rest * (1 + (redshift or 0.0))
-        if wavelength[0] < place < wavelength[-1]:
-            panel.axvline(place, color="C3", lw=0.6, ls=":")
-            panel.text(place, 0.02, f" {line}", transform=panel.get_xaxis_transform(), fontsize=7, color="C3")
 
 
 def _smooth(spectrum: Spectrum, width: int = 7) -> np.ndarray:

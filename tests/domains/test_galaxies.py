@@ -14,6 +14,7 @@ from consilience.domains.galaxies import bundled, photometry
 from consilience.domains.galaxies.domain import DOMAIN
 from consilience.domains.galaxies.evaluate import flux_matrix, outlier_fraction, sigma_nmad
 from consilience.domains.galaxies.figure import filled_spectra
+from consilience.study.sets.galaxies import photometry_spectra
 from consilience.tokenizers.spectra_records import Spectrum, SpectrumTable
 
 
@@ -240,6 +241,18 @@ class FlatModel:
         filled = torch.zeros_like(tokens.values) if mean else 0.1 * noise
         values = torch.where(hidden[..., None], filled, tokens.values)
         return replace(tokens, values=values)
+
+
+def test_figure_of_bands_shows_points_and_no_lines():
+    bands = photometry_spectra()
+    model = FlatModel(DOMAIN.tokenizer.fit(bands.records.take(range(200)), patch_size=1))
+    figure = filled_spectra({"masked": model}, bands, np.arange(200, 300))
+    for axis in figure.axes:
+        assert not axis.texts and axis.get_xscale() == "log"
+        seen, hidden, said = (len(box.lines[0].get_xdata()) for box in axis.containers)
+        assert hidden <= said == 1 and seen + hidden <= 8
+    shown = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert shown == {"seen by the model", "hidden, as measured", "model's mean, 68 % of draws"}
 
 
 def test_figure_shows_held_out_model_spectra_with_lines(galaxies):
