@@ -247,14 +247,17 @@ def curve(jobs: Sequence[Job], work: Path, out: Path) -> list[str]:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    scored = [
+        (job.objective, outcome(job, work)["tokens"], found["FCD/Test"])
+        for job in jobs
+        if job.seed == 0 and (found := values(job, work)) is not None and math.isfinite(found["FCD/Test"])
+    ]
+    if not scored:
+        return []
     figure, axis = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     notes = []
     for colour, objective in enumerate(OBJECTIVES):
-        points = sorted(
-            (outcome(job, work)["tokens"], found["FCD/Test"])
-            for job in jobs
-            if job.objective == objective and job.seed == 0 and (found := values(job, work)) is not None
-        )
+        points = sorted((tokens, fcd) for name, tokens, fcd in scored if name == objective)
         if not points:
             continue
         tokens, fcd = np.array(points).T

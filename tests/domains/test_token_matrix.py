@@ -105,5 +105,10 @@ def test_every_science_has_baselines(prepared: Prepared) -> None:
     name, features = domain.baseline(prepared.collection, prepared.split.train)
     assert rows[0].name == name and rows[0].method == "linear" and np.array_equal(rows[0].features, features)
     assert all(row.features.shape[0] == n for row in rows)
-    methods = {"molecules": ["linear", "forest"], "galaxies": ["linear", "boosted-trees"]}
+    methods = {
+        "molecules": ["linear", "forest"],
+        "galaxies": ["linear", "boosted-trees"],
+        "points": ["linear", "linear"],
+    }
     assert [row.method for row in rows] == methods.get(domain.name, ["linear"])
+    assert len(rows) == domain.classical
