@@ -163,7 +163,8 @@ def test_pinning_reaches_every_tensor(cache, monkeypatch) -> None:
         torch.Tensor, "pin_memory", lambda self, *_: self + 1 if self.dtype != torch.bool else ~self
     )
     name, batch = feeds(cache)[0][0]
-    batch = replace(batch, pairs=torch.zeros(batch.size, batch.width, batch.width, dtype=torch.uint8))
+    pairs = torch.zeros(batch.size, batch.width, batch.width, dtype=torch.uint8)
+    batch = replace(batch, pairs=pairs, conditions=torch.zeros(batch.size, 2))
     pinned = pin_memory.pin_memory((name, batch))
     assert pinned[0] == name and isinstance(pinned[1], TokenBatch)
     assert all(
