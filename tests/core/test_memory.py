@@ -22,8 +22,9 @@ def test_big_blocks_are_used_again_inside_and_not_outside():
     numbers = 20 * 2**20  # 80 MB: above what glibc ever keeps
     with kept_memory():
         torch.ones(numbers)
-        inside = faults(numbers)
-    outside = faults(numbers)
+        # Threads of earlier tests may take a part of the block that was just given back: the best of a few tries.
+        inside = min(faults(numbers) for _ in range(5))
+    outside = min(faults(numbers) for _ in range(5))
     assert inside < outside / 4
 
 
