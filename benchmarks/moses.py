@@ -104,7 +104,11 @@ class Clock:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "consilience", *map(str, words)], stdout=file, stderr=file
+                [sys.executable, "-m", "consilience", *map(str, words)],
+                stdout=file,
+                stderr=file,
+                # A shell has what it starts in the background ignore SIGINT, and children inherit that.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
             try:
                 process.wait(self.left)
