@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from consilience.core.conditions import Conditions
 from consilience.core.errors import ConsilienceError
+from consilience.core.files import replace_text
 from consilience.core.objectives.base import Objective
 from consilience.core.references import load_class, reference_of
 from consilience.core.tokenizer import Tokenizer
@@ -49,8 +50,8 @@ def save_model(model: "FoundationModel", folder: Path, dtype: torch.dtype = torc
     }
     save_file(tensors, folder / f"{WEIGHTS}.part", metadata={"format": "pt"})
     os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
-    _write(folder / CONFIG, json.dumps(describe_model(model), indent=1))
-    _write(folder / CARD, model_card(model))
+    replace_text(folder / CONFIG, json.dumps(describe_model(model), indent=1))
+    replace_text(folder / CARD, model_card(model))
     shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets the owner alone read its files
     return folder
 
@@ -230,12 +231,6 @@ def fetch_model(model_id: str, options: dict[str, Any]) -> Path:
         raise ConsilienceError(
             f"no model at {model_id}: neither a folder here nor a repository that can be reached ({reason})"
         ) from error
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)
 
 
 def _own_version() -> str:

@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 from consilience.core.batch import TokenBatch
 from consilience.core.errors import ConsilienceError
 from consilience.core.feed import Source, step_generator
+from consilience.core.files import replace_text
 from consilience.core.records import fingerprint, take_records
 from consilience.core.references import load_class, reference_of
 from consilience.core.token_shard import Ragged, Shard, read_marks, write_shard
@@ -430,12 +431,7 @@ def _versions() -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    with part.open("w") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    replace_text(path, json.dumps(content))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

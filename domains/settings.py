@@ -1,6 +1,5 @@
 """`settings.yaml`: the resolved options of a run, kept beside the model and taken back by `train --config`."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import yaml
 
 from consilience.core.errors import ConsilienceError
+from consilience.core.files import replace_text
 
 SETTINGS = "settings.yaml"
 
@@ -25,9 +25,7 @@ FREE = (
 
 def save_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write the settings of a run, in one step."""
-    part = folder / f"{SETTINGS}.part"
-    part.write_text(yaml.safe_dump(dict(settings), sort_keys=False))
-    os.replace(part, folder / SETTINGS)
+    replace_text(folder / SETTINGS, yaml.safe_dump(dict(settings), sort_keys=False))
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -6,9 +6,7 @@ Molecules are those of the usual split (`qm9_split`) whose geometry tells the bo
 molecule is its one DFT geometry. Nobody is told chirality: the model cannot be, and RDKit is not.
 """
 
-import csv
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -33,6 +31,7 @@ from consilience.domains.points.generate_conformers import TOKENIZER, etkdg, gen
 from consilience.domains.points.qm9_split import TRAIN, VALIDATION, draw
 from consilience.domains.preparation import prepare
 from consilience.domains.pretraining import pretrain
+from consilience.domains.script import function_script, tell_row, write_rows
 from consilience.domains.splits import Split
 from consilience.tokenizers.point_records import PointTable
 
@@ -174,10 +173,7 @@ def run(
                 "steps": steps, "parameters": sum(p.numel() for p in model.parameters()),
                 "data": collection.fingerprint}  # fmt: skip
     (folder / "settings.json").write_text(json.dumps(settings, indent=1))
-    with (folder / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(folder / "results.csv", rows)
     return rows
 
 
@@ -211,27 +207,15 @@ def compare(
         made = way()
         seconds = time.process_time() - begun
         told = {key: round(value, 4) for key, value in scores(mols, references, made).items()}
-        rows.append(
-            {"method": name, "conformers": n, **told, "cpu_s_each": round(seconds / (n * len(mols)), 4)}
-        )
+        each = round(seconds / (n * len(mols)), 4)
+        rows.append({"method": name, "conformers": n, **told, "cpu_s_each": each})
+        tell_row(rows[-1])
     return rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; the exit code."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(prog="python -m consilience.domains.points.conformer_benchmark")
-    parser.add_function_arguments(run)
-    options = parser.instantiate_classes(parser.parse_args(None if argv is None else list(argv)))
-    try:
-        rows = run(**vars(options))
-    except ConsilienceError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    for row in rows:
-        sys.stdout.write(", ".join(f"{key} {value}" for key, value in row.items()) + "\n")
-    return 0
+    return function_script(run, "consilience.domains.points.conformer_benchmark", argv)
 
 
 if __name__ == "__main__":

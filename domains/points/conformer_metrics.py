@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from rdkit import Chem, rdBase
 from rdkit.Chem import rdDetermineBonds
-from rdkit.Geometry import Point3D
 
 from consilience.core.errors import ConsilienceError
+from consilience.domains.points.bonds import bare_mol
 
 THRESHOLD = 0.5
 """Ångström; the usual one of COV for small molecules."""
@@ -151,13 +151,7 @@ def bonds_within(
 
 def perceived(mol: Chem.Mol, positions: np.ndarray) -> bool:
     """Whether distances alone give the molecule's bonds back: the same pairs of atoms, whatever the orders."""
-    bare = Chem.RWMol()
-    for atom in mol.GetAtoms():
-        bare.AddAtom(Chem.Atom(atom.GetAtomicNum()))
-    conformer = Chem.Conformer(len(positions))
-    for i, place in enumerate(positions.tolist()):
-        conformer.SetAtomPosition(i, Point3D(*place))
-    bare.AddConformer(conformer)
+    bare = bare_mol([atom.GetSymbol() for atom in mol.GetAtoms()], positions)
     with rdBase.BlockLogs():
         rdDetermineBonds.DetermineConnectivity(bare)
     return _pairs(bare) == _pairs(mol)

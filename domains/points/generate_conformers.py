@@ -19,8 +19,10 @@ from rdkit.Geometry import Point3D
 
 from consilience.core.embed import by_tokens
 from consilience.core.errors import ConsilienceError
+from consilience.core.files import replacing
 from consilience.core.model import FoundationModel
 from consilience.domains.points.bonds import bonds_of_mol
+from consilience.domains.script import function_script
 from consilience.tokenizers.point_records import PointCloud, PointTable
 
 TOKENIZER = {"geometry": "invariant", "bonds": True, "order": "given", "augment": "none"}
@@ -104,9 +106,8 @@ def etkdg(
 
 
 def write_sdf(path: Path, mols: Sequence[Chem.Mol], conformers: Sequence[Sequence[np.ndarray]]) -> None:
-    """One entry a conformer."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with Chem.SDWriter(str(path)) as writer:
+    """One entry a conformer; the file is there whole or not at all."""
+    with replacing(path) as part, Chem.SDWriter(str(part)) as writer:
         for mol, places in zip(mols, conformers):
             for array in places:
                 copy = Chem.Mol(mol)
@@ -131,6 +132,9 @@ def run(
         seed: of the noise.
         steps: of the transport; default 50.
     """
+    target = Path(out).expanduser()
+    if target.suffix != ".sdf" or target.is_dir():
+        raise ConsilienceError(f"{target}: conformers are written as .sdf")
     mols = []
     for text in smiles:
         with rdBase.BlockLogs():
@@ -139,24 +143,15 @@ def run(
             raise ConsilienceError(f"{text!r} is no SMILES that RDKit can read")
         mols.append(Chem.AddHs(mol))
     made = generate(FoundationModel.load(model), mols, n, seed=seed, steps=steps)
-    write_sdf(Path(out).expanduser(), mols, made)
-    return sum(len(places) for places in made)
+    write_sdf(target, mols, made)
+    count = sum(len(places) for places in made)
+    sys.stdout.write(f"{count} conformers in {target}\n")
+    return count
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; the exit code."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(prog="python -m consilience.domains.points.generate_conformers")
-    parser.add_function_arguments(run)
-    options = parser.parse_args(None if argv is None else list(argv))
-    try:
-        count = run(**vars(options))
-    except ConsilienceError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stdout.write(f"{count} conformers in {options.out}\n")
-    return 0
+    return function_script(run, "consilience.domains.points.generate_conformers", argv)
 
 
 if __name__ == "__main__":

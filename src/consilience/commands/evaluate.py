@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from consilience.commands.choices import file_words, options_by_science, parse_files
 from consilience.commands.console import console, loss_in_words, say
-from consilience.commands.files import replacing
 from consilience.commands.models import load, read_collection, science_of
 from consilience.commands.parser import CommandParser
 from consilience.commands.properties import evaluate_task
 from consilience.core.errors import ConsilienceError
+from consilience.core.files import replacing
 from consilience.domains.settings import read_settings
 from consilience.pretrained import model_folder, results_folder
 

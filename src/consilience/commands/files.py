@@ -1,31 +1,13 @@
 """Files that a command writes: whole or not at all, and known to be writable before the work begins."""
 
 import csv
-import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from consilience.core.errors import ConsilienceError
+from consilience.core.files import replacing
 from consilience.core.records import Failure
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to; what was written there takes the place of `path` when the block ends well.
-
-    The block works in a folder beside the target, so that writers see the right file name and may write several
-    files. Messages name the target.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        try:
-            yield Path(folder) / path.name
-        except ConsilienceError as error:
-            raise ConsilienceError(str(error).replace(folder, str(path.parent))) from error
-        for written in sorted(Path(folder).iterdir()):
-            os.replace(written, path.parent / written.name)
 
 
 def try_writing(path: Path, write: Callable[[Path], None]) -> None:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from consilience.commands.conditions import COMPARED, nearness, parse_conditions
 from consilience.commands.console import bar, say
-from consilience.commands.files import replacing, try_writing
+from consilience.commands.files import try_writing
 from consilience.commands.models import open_model, science_of
 from consilience.commands.parser import CommandParser
 from consilience.core.errors import ConsilienceError
+from consilience.core.files import replacing
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consilience.commands.console import say
-from consilience.commands.files import replacing, try_writing, write_failures
+from consilience.commands.files import try_writing, write_failures
 from consilience.commands.models import read_collection
 from consilience.commands.parser import CommandParser
 from consilience.core.errors import ConsilienceError
+from consilience.core.files import replacing
 
 if TYPE_CHECKING:
     import pandas as pd

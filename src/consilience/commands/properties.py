@@ -43,7 +43,7 @@ def evaluate_task(
         smiles_column: of the task; default: by the usual names.
         split: a split.csv that another run wrote (columns part and smiles); default: by scaffold, 80/10/10.
         kind: classification or regression; default: from the labels.
-        rows: some of trivial, forest, linear, random, frozen, lora, full, scratch; default: all.
+        rows: some of trivial, forest, descriptors, linear, random, frozen, lora, full, scratch; default: all.
         seeds: runs of every row with chance in it.
         epochs: of fine-tuning, at most; validation chooses.
         out: folder of the table; default: tasks/ in the folder of the model. The same question asked again there

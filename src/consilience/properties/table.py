@@ -5,7 +5,6 @@ question is the same as before is taken from its file.
 """
 
 import json
-import os
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from consilience.core.files import replace_text, replacing
 from consilience.domains.labelled_split import write_split
 from consilience.properties.question import Question
 from consilience.properties.rows import TITLES, Predicted, Tell, predict_row
@@ -101,9 +101,8 @@ class PropertyTable:
 def fill_table(question: Question, rows: Sequence[str], folder: Path, tell: Tell) -> PropertyTable:
     """Compute or take back every row; the table on disk is complete after each of them."""
     (folder / "rows").mkdir(parents=True, exist_ok=True)
-    part = folder / "split.csv.part"
-    write_split(part, question.split, question.data)
-    os.replace(part, folder / "split.csv")
+    with replacing(folder / "split.csv") as part:
+        write_split(part, question.split, question.data)
     done: dict[str, tuple[Predicted, float]] = {}
     table = None
     for row in rows:
@@ -117,8 +116,8 @@ def fill_table(question: Question, rows: Sequence[str], folder: Path, tell: Tell
             _write(path, key, *kept)
         done[row] = kept
         table = _table(question, done, folder)
-        _put(folder / "table.json", json.dumps(asdict(table), indent=1))
-        _put(folder / "table.md", markdown(table))
+        replace_text(folder / "table.json", json.dumps(asdict(table), indent=1))
+        replace_text(folder / "table.md", markdown(table))
     assert table is not None
     return table
 
@@ -145,15 +144,8 @@ def _read(path: Path, key: str) -> tuple[Predicted, float] | None:
 
 def _write(path: Path, key: str, found: Predicted, seconds: float) -> None:
     about = {"key": key, "chosen": found.chosen, "unread": found.unread, "seconds": seconds}
-    part = path.with_suffix(".part.npz")
-    np.savez(part, scores=found.scores, about=np.array(json.dumps(about)))
-    os.replace(part, path)
-
-
-def _put(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with replacing(path) as part:
+        np.savez(part, scores=found.scores, about=np.array(json.dumps(about)))
 
 
 def _table(question: Question, done: Mapping[str, tuple[Predicted, float]], folder: Path) -> PropertyTable:

@@ -21,6 +21,7 @@ from consilience.commands.models import load
 from consilience.core.checkpoint import weights_digest
 from consilience.core.embed import readable_tokens
 from consilience.core.errors import ConsilienceError
+from consilience.core.files import replace_text
 from consilience.core.lora import LoraOptions, adapter_state, add_adapters, load_adapters, merge_adapters
 from consilience.core.records import Failure, take_records
 from consilience.domains.finetuning import PropertyTarget, Tuned
@@ -120,9 +121,7 @@ def save_tuned(
         },
         "split": question.digest,
     }
-    part = folder / f"{ABOUT}.part"
-    part.write_text(json.dumps(about, indent=1))
-    os.replace(part, folder / ABOUT)  # last: a folder with this file is whole
+    replace_text(folder / ABOUT, json.dumps(about, indent=1))  # last: a folder with this file is whole
 
 
 def load_tuned(folder: Path, *, base: Path | None = None, device: str = "cpu") -> PropertyModel:

@@ -1,7 +1,6 @@
 """What one job of a study reached: numbers as JSON, predictions and embeddings of test records as npz beside it."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from consilience.core.files import replace_text, replacing
 from consilience.core.view import Kind
 
 Role = Literal[
@@ -102,9 +102,7 @@ class Result:
     def write(self, path: Path) -> None:
         """Write as JSON, in one step."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(asdict(self), indent=1))
-        os.replace(part, path)
+        replace_text(path, json.dumps(asdict(self), indent=1))
 
     @classmethod
     def read(cls, path: Path, key: str) -> Self | None:
@@ -123,10 +121,8 @@ class Result:
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Predictions and embeddings of a job, beside its JSON, in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part.npz")
-    np.savez_compressed(part, allow_pickle=False, **dict(arrays))
-    os.replace(part, path)
+    with replacing(path) as part:
+        np.savez_compressed(part, allow_pickle=False, **dict(arrays))
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
