@@ -9,40 +9,27 @@ w > 0 follows no distribution whose likelihood the model knows.
 It wraps a predictor, so that every sampler gets it: each prediction is made twice.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from consilience.core.batch import TokenSpec
 from consilience.core.errors import ConsilienceError
-from consilience.core.likelihoods import Categorical, Field, Likelihood, Velocity
-from consilience.core.objectives.base import Predictor
+from consilience.core.likelihoods import Categorical, Field, Velocity
+from consilience.core.objectives.base import Predictor, Wrapped
 from consilience.core.transformer import KeyValueCache
 from consilience.core.view import View
 
 
 @dataclass(frozen=True)
-class Guided:
-    """A model whose predictions are guided; see `core.objectives.base.Predictor`.
+class Guided(Wrapped):
+    """A model with conditions whose predictions are guided.
 
     Args:
-        predict: a model with conditions.
+        predict: the model.
         weight: w.
     """
 
-    predict: Predictor
     weight: float
-
-    @property
-    def spec(self) -> TokenSpec:
-        """The tokens of the science."""
-        return self.predict.spec
-
-    @property
-    def likelihoods(self) -> Mapping[Field, Likelihood]:
-        """The likelihood of each field of the content."""
-        return self.predict.likelihoods
 
     def __call__(self, view: View, *, cache: KeyValueCache | None = None) -> dict[Field, Tensor]:
         """Guided parameters of each likelihood for every row."""

@@ -40,6 +40,31 @@ class Predictor(Protocol):
         """An empty key-value cache."""
 
 
+@dataclass(frozen=True)
+class Wrapped:
+    """A predictor around another one; what it changes is its own `__call__`.
+
+    Args:
+        predict: the one inside.
+    """
+
+    predict: Predictor
+
+    @property
+    def spec(self) -> TokenSpec:
+        """The tokens of the science."""
+        return self.predict.spec
+
+    @property
+    def likelihoods(self) -> Mapping[Field, Likelihood]:
+        """The likelihood of each field of the content."""
+        return self.predict.likelihoods
+
+    def new_cache(self, batch: int, rows: int) -> KeyValueCache:
+        """An empty key-value cache."""
+        return self.predict.new_cache(batch, rows)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Objective(ABC):
     """One way to pre-train. Options are the fields of the dataclass."""

@@ -1,7 +1,7 @@
 """Generation and likelihood block by block: unmasking or transport within each, given the clean blocks before."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from consilience.core.attention import Pattern
-from consilience.core.batch import TokenBatch, TokenSpec
-from consilience.core.likelihoods import Field, Likelihood
-from consilience.core.objectives.base import Predictor, predictable, uniform_like
+from consilience.core.batch import TokenBatch
+from consilience.core.likelihoods import Field
+from consilience.core.objectives.base import Predictor, Wrapped, predictable, uniform_like
 from consilience.core.objectives.block import Block, doubled, queries
 from consilience.core.objectives.denoising import EXACT_DIMENSIONS
 from consilience.core.objectives.orders import permutation
@@ -26,29 +26,14 @@ from consilience.core.view import Targets, View
 
 
 @dataclass(frozen=True)
-class Patterned:
+class Patterned(Wrapped):
     """A model whose views get another pattern of attention: samplers of one block then see the blocks before it."""
 
-    predict: Predictor
     pattern: Pattern
-
-    @property
-    def spec(self) -> TokenSpec:
-        """The tokens of the science."""
-        return self.predict.spec
-
-    @property
-    def likelihoods(self) -> Mapping[Field, Likelihood]:
-        """The likelihood of each field of the content."""
-        return self.predict.likelihoods
 
     def __call__(self, view: View, *, cache: KeyValueCache | None = None) -> dict[Field, Tensor]:
         """Parameters of each likelihood for every row."""
         return self.predict(replace(view, pattern=self.pattern), cache=cache)
-
-    def new_cache(self, batch: int, rows: int) -> KeyValueCache:
-        """That of the model."""
-        return self.predict.new_cache(batch, rows)
 
 
 def block_by_block(
