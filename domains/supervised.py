@@ -22,6 +22,7 @@ from consilience.core.checkpoint import load_model
 from consilience.core.embed import by_tokens, counted_rows, pool_rows
 from consilience.core.errors import ConsilienceError
 from consilience.core.feed import Source, TokenFeed, step_generator
+from consilience.core.lora import LoraOptions, add_adapters, merge_adapters
 from consilience.core.memory import kept_memory
 from consilience.core.model import FoundationModel
 from consilience.core.objectives import Objective
@@ -74,6 +75,7 @@ def fit_supervised(
     objective: Objective,
     init: Path | FoundationModel | None = None,
     freeze_core: bool = False,
+    lora: LoraOptions | None = None,
     label_fraction: float = 1.0,
     augment: bool | None = None,
     pool: Literal["mean", "sum"] = "mean",
@@ -93,6 +95,7 @@ def fit_supervised(
         objective: gives the pattern of attention (`observe`), so that from scratch compares to pre-trained.
         init: start from this model: its core, and its embedder and tokenizer where it knows the science.
         freeze_core: train embedder and head alone.
+        lora: train adapters of this size in place of the core's own weights; they are merged in the end.
         label_fraction: of the labels of training and validation part, see `readout_search.label_subset`.
         augment: tokenize training batches with the randomness of pre-training (random strings of a molecule, turned
             clouds); default: `Domain.augments`, which says whether these look like the records to be read.
@@ -102,9 +105,11 @@ def fit_supervised(
         seed: of initialisation, order, tokenization and the choice of labels.
 
     Raises:
-        ConsilienceError: a core of another size than that of `init`, fewer than two different training labels, no
-            labelled validation or test record, or a loss that is not finite.
+        ConsilienceError: adapters of a frozen core, a core of another size than that of `init`, fewer than two
+            different training labels, no labelled validation or test record, or a loss that is not finite.
     """
+    if freeze_core and lora is not None:
+        raise ConsilienceError("a frozen core takes no adapters: choose freeze_core or lora")
     labels = np.asarray(prepared.collection.labels[task.label])
     parts = {
         name: label_subset(labels, index, task.kind, label_fraction, seed)
@@ -124,6 +129,9 @@ def fit_supervised(
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     name = prepared.domain.name
+    model.core.requires_grad_(not freeze_core and lora is None)
+    if lora is not None:
+        add_adapters(model.core, lora)
     rows = None
     if pool == "sum":
         rows = float(model.tokenizers[name].lengths(prepared.records("train")).mean())
@@ -134,10 +142,11 @@ def fit_supervised(
     )
     train = target.encode(labels[parts["train"]])
     with kept_memory():
-        run.model.core.requires_grad_(not freeze_core)
         curve, steps, best = train_head(run, source, train, validation, training, seed)
-        run.model.core.requires_grad_(True)
         run.to("cpu")
+        if lora is not None:
+            merge_adapters(model.core)
+        model.core.requires_grad_(True)
         known = known_labels(labels[prepared.split.test], task.kind)[1]
         test = prepared.split.test[known]
         predicted = target.decode(run.outputs(take_records(prepared.collection.records, test)))

@@ -31,7 +31,7 @@ class PointsDomain(Domain):
         objectives=("next-token", "masked", "denoising"),
         records=1200,
         tokenizer={"align": "principal"},
-        tasks=("radius of gyration (Å)", "asphericity"),
+        tasks=("asphericity",),
     )
 
     def bundled(self) -> Collection:

@@ -4,14 +4,15 @@
         --properties '[homo,u0]' --labels '[1000,10000]'
 
 Pre-training sees the geometries of the training molecules and no label. Rows differ in where they start and in nothing
-else: same core, steps, batches and learning rates to choose from.
+else: same core, steps, batches and learning rates to choose from. The rate is chosen with the first seed; the others
+take it over.
 """
 
 import csv
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from consilience.domains.points import data
 from consilience.domains.points.properties import Method, fine_tune, pretrain_on, property_of
 from consilience.domains.points.qm9_split import TRAIN, VALIDATION, draw, draw_hash, split_of, write_indices
 from consilience.domains.points.references import References
+from consilience.domains.script import function_script, tell_row, write_rows
 
 
 def compare(
@@ -37,7 +39,7 @@ def compare(
     training: TrainingConfig,
     learning_rates: Sequence[float] = (),
     split_seed: int = 0,
-    seed: int = 0,
+    seeds: Sequence[int] = (0,),
     out: Path,
     sizes: tuple[int, int] = (TRAIN, VALIDATION),
 ) -> Iterator[dict[str, Any]]:
@@ -54,9 +56,9 @@ def compare(
         methods: how the pre-trained core takes part.
         core: size of the transformer.
         training: how.
-        learning_rates: to choose from, the same for every row.
+        learning_rates: to choose from with the first seed, the same for every row.
         split_seed: of the permutation.
-        seed: of training.
+        seeds: of fine-tuning: initialisation and order; one row each.
         out: folder of results, indices and reference energies.
         sizes: of the training and validation part.
     """
@@ -65,28 +67,29 @@ def compare(
     starts: list[tuple[str, Path | None, Method]] = [("scratch", None, "full")]
     starts += [] if init is None else [(f"pre-trained, {method}", init, method) for method in methods]
     rows = _written(out)
-    known = {(row["property"], row["labels"], row["start"]): row for row in rows}
-    for name in properties:
-        for count in labels:
-            split = split_of(order, train=train, validation=validation, labels=count, choose_on=choose_on)
-            write_indices(split, out / f"indices_{split_seed}_{count}.npz")
-            for row, start, method in starts:
-                if (name, str(count), row) in known:
-                    yield known[name, str(count), row]
-                    continue
-                found = fine_tune(
-                    collection, split, property_of(name), core=core, training=training, init=start,
-                    method=method, learning_rates=learning_rates, seed=seed,
-                )  # fmt: skip
-                rows.append({
-                    "property": name, "labels": count, "start": row, "mae": round(found.mae, 3),
-                    "unit": found.unit, "median": round(found.trivial, 3),
-                    "learning_rate": found.learning_rate, "best_step": found.supervised.best_step,
-                    "steps": found.supervised.steps, "test": len(split.test), "seed": seed,
-                    "split": f"{split_seed}:{draw_hash(order)}",
-                })  # fmt: skip
-                _write(rows, found.references, out)
-                yield rows[-1]
+    known = {(row["property"], row["labels"], row["start"], row["seed"]): row for row in rows}
+    for name, count in product(properties, labels):
+        split = split_of(order, train=train, validation=validation, labels=count, choose_on=choose_on)
+        write_indices(split, out / f"indices_{split_seed}_{count}.npz")
+        for (row, start, method), seed in product(starts, seeds):
+            if (name, str(count), row, str(seed)) in known:
+                yield known[name, str(count), row, str(seed)]
+                continue
+            first = known.get((name, str(count), row, str(seeds[0])))
+            found = fine_tune(
+                collection, split, property_of(name), core=core, training=training, init=start, method=method,
+                learning_rates=learning_rates if first is None else (float(first["learning_rate"]),), seed=seed,
+            )  # fmt: skip
+            rows.append({
+                "property": name, "labels": count, "start": row, "mae": round(found.mae, 3),
+                "unit": found.unit, "median": round(found.trivial, 3),
+                "learning_rate": found.learning_rate, "best_step": found.supervised.best_step,
+                "steps": found.supervised.steps, "test": len(split.test), "seed": seed,
+                "split": f"{split_seed}:{draw_hash(order)}",
+            })  # fmt: skip
+            known[name, str(count), row, str(seed)] = rows[-1]
+            _write(rows, found.references, out)
+            yield rows[-1]
 
 
 def _written(out: Path) -> list[dict[str, Any]]:
@@ -99,10 +102,7 @@ def _written(out: Path) -> list[dict[str, Any]]:
 
 
 def _write(rows: Sequence[Mapping[str, Any]], references: References | None, out: Path) -> None:
-    with (out / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(out / "results.csv", rows)
     if references is not None:
         energies = dict(zip(references.elements, references.energies.tolist()))
         told = {"unit": "eV", "energies": energies, "residual": references.residual}
@@ -122,7 +122,7 @@ def run(
     learning_rates: Sequence[float] = (),
     choose_on: int = 1000,
     split_seed: int = 0,
-    seed: int = 0,
+    seeds: Sequence[int] = (0,),
     core: CoreConfig | None = None,
     training: TrainingConfig | None = None,
     resume: bool = False,
@@ -137,17 +137,17 @@ def run(
         init: a model pre-trained on the same split.
         pretrain_steps: pre-train so many steps on the training geometries first, instead of init.
         noise: of that pre-training, in ångström.
-        methods: how the pre-trained core takes part: full, frozen.
-        learning_rates: to choose from on validation, the same for every row.
+        methods: how the pre-trained core takes part: full, lora (adapters alone), frozen.
+        learning_rates: to choose from on validation with the first seed, the same for every row.
         choose_on: validation labels that choose step and learning rate.
         split_seed: of the permutation that splits the molecules.
-        seed: of training.
+        seeds: of fine-tuning; one row each. That of pre-training is training.seed.
         core: size of the transformer.
         training: of pre-training and of every row; pre-training takes its own number of steps.
         resume: go on with an interrupted comparison in `out`, asked for in the same way.
     """
     core = core or CoreConfig(width=64, depth=4, heads=4)
-    training = training or TrainingConfig(steps=1000, tokens_per_batch=1024, learning_rate=1e-3, seed=seed)
+    training = training or TrainingConfig(steps=1000, tokens_per_batch=1024, learning_rate=1e-3)
     folder = Path(out).expanduser()
     if not resume and folder.exists() and any(folder.iterdir()):
         raise ConsilienceError(f"{folder} is not empty: choose another --out, --resume true, or remove it")
@@ -157,6 +157,8 @@ def run(
         )
     for name in properties:
         property_of(name)
+    if not seeds or not labels or not properties:
+        raise ConsilienceError("give at least one property, one number of labels and one seed")
     collection = data.read(Path(data_file).expanduser())
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"core": asdict(core), "training": asdict(training), "noise": noise, "init": init,
@@ -174,10 +176,9 @@ def run(
     found = []
     for row in compare(
         collection, properties=properties, labels=labels, choose_on=choose_on, init=start, methods=methods,
-        core=core, training=training, learning_rates=learning_rates, split_seed=split_seed, seed=seed, out=folder,
+        core=core, training=training, learning_rates=learning_rates, split_seed=split_seed, seeds=seeds, out=folder,
     ):  # fmt: skip
-        sys.stdout.write(", ".join(f"{key} {value}" for key, value in row.items()) + "\n")
-        sys.stdout.flush()
+        tell_row(row)
         found.append(row)
     return found
 
@@ -194,17 +195,7 @@ def _same_or_new(path: Path, settings: Mapping[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; the exit code."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(prog="python -m consilience.domains.points.finetune")
-    parser.add_function_arguments(run)
-    options = parser.instantiate_classes(parser.parse_args(None if argv is None else list(argv)))
-    try:
-        run(**vars(options))
-    except ConsilienceError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    return function_script(run, "consilience.domains.points.finetune", argv)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from consilience.core.errors import ConsilienceError
+from consilience.core.lora import LoraOptions
 from consilience.core.model import FoundationModel
 from consilience.core.objectives import Denoising
 from consilience.core.records import Collection
@@ -26,9 +27,13 @@ from consilience.domains.splits import Split
 from consilience.domains.supervised import Supervised, fit_supervised
 from consilience.tokenizers.point_records import PointTable
 
-Method = Literal["full", "frozen"]
-METHODS: Mapping[Method, Mapping[str, Any]] = {"full": {}, "frozen": {"freeze_core": True}}
-"""How a pre-trained core takes part -> what `fit_supervised` is told; more (adapters) are one line each."""
+Method = Literal["full", "lora", "frozen"]
+METHODS: Mapping[Method, Mapping[str, Any]] = {
+    "full": {},
+    "lora": {"lora": LoraOptions()},
+    "frozen": {"freeze_core": True},
+}
+"""How a pre-trained core takes part -> what `fit_supervised` is told."""
 TOKENIZER: Mapping[str, Any] = {"geometry": "invariant", "augment": "none"}
 LABEL = "target"
 
@@ -128,12 +133,13 @@ def fine_tune(
         core: size of the transformer.
         training: how.
         init: start from this model; None = from scratch.
-        method: full trains everything, frozen all but the core.
+        method: full trains everything, lora adapters in place of the core, frozen all but the core.
         learning_rates: to choose from; default: that of `training`.
         seed: of initialisation and order.
 
     Raises:
-        ConsilienceError: an unknown method, frozen without a model to start from, or data without the label.
+        ConsilienceError: an unknown method, one other than full without a model to start from, or data without the
+            label.
     """
     if method not in METHODS:
         raise ConsilienceError(f"unknown method '{method}'; known: {', '.join(METHODS)}")

@@ -185,6 +185,35 @@ def test_a_comparison_writes_its_rows_indices_and_references(molecules, tmp_path
         assert [len(held[name]) for name in ("train", "validation", "test")] == [50, 30, 50]
 
 
+def test_seeds_share_the_rate_that_the_first_chose(molecules, tmp_path, monkeypatch):
+    ask: dict = {
+        "properties": ("homo",),
+        "labels": (50,),
+        "choose_on": 30,
+        "init": None,
+        "core": CORE,
+        "training": SHORT,
+        "learning_rates": (1e-5, 4e-3),
+        "sizes": (200, 50),
+    }
+    tried = []
+    plain = finetune.fine_tune
+    monkeypatch.setattr(
+        finetune, "fine_tune", lambda *a, **k: tried.append(tuple(k["learning_rates"])) or plain(*a, **k)
+    )
+    rows = list(compare(molecules, seeds=(3, 4, 5), out=tmp_path / "whole", **ask))
+    assert [row["seed"] for row in rows] == [3, 4, 5]
+    assert len({row["mae"] for row in rows}) == 3
+    first = rows[0]["learning_rate"]
+    assert {row["learning_rate"] for row in rows} == {first}
+    assert tried == [(1e-5, 4e-3), (first,), (first,)]
+    # Stopped after the first seed, the others find its rate in the table.
+    list(compare(molecules, seeds=(3,), out=tmp_path / "cut", **ask))
+    again = list(compare(molecules, seeds=(3, 4, 5), out=tmp_path / "cut", **ask))
+    assert [float(row["mae"]) for row in again] == [row["mae"] for row in rows]
+    assert not list((tmp_path / "cut").glob("*.part"))
+
+
 def test_an_interrupted_comparison_goes_on(molecules, tmp_path, monkeypatch):
     """The rows that are there stay; the others are what an uninterrupted comparison finds."""
     ask: dict = {
@@ -226,7 +255,7 @@ def test_the_command_line_fills_nested_settings(molecules, tmp_path, monkeypatch
 
 def test_bad_requests_end_in_one_line(molecules, tmp_path, capsys, monkeypatch):
     split = split_of(draw(300, train=200, validation=50), train=200, validation=50)
-    with pytest.raises(ConsilienceError, match="unknown method 'some'; known: full, frozen"):
+    with pytest.raises(ConsilienceError, match="unknown method 'some'; known: full, lora, frozen"):
         fine_tune(molecules, split, PROPERTIES["homo"], core=CORE, training=SHORT, method="some")
     with pytest.raises(ConsilienceError, match="'frozen' needs a pre-trained model"):
         fine_tune(molecules, split, PROPERTIES["homo"], core=CORE, training=SHORT, method="frozen")
@@ -248,6 +277,8 @@ def test_bad_requests_end_in_one_line(molecules, tmp_path, capsys, monkeypatch):
         == 2
     )
     assert "unknown property 'zpve'; known: homo, lumo, gap, u0, mu" in capsys.readouterr().err
+    assert finetune.main(["--data_file", "none.npz", "--out", str(tmp_path / "a"), "--seeds", "[]"]) == 2
+    assert "at least one property, one number of labels and one seed" in capsys.readouterr().err
 
 
 @pytest.mark.skipif("CONSILIENCE_TEST_DATA" not in os.environ, reason="needs QM9 (CONSILIENCE_TEST_DATA)")

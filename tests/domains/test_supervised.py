@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from consilience.core.errors import ConsilienceError
+from consilience.core.lora import ADAPTED, LoraOptions
 from consilience.core.model import FoundationModel
 from consilience.core.objectives import Masked, NextToken
 from consilience.core.training_config import TrainingConfig
@@ -134,6 +135,23 @@ def test_a_part_of_the_labels(prepared) -> None:
     assert found.labels == round(0.1 * len(prepared.split.train))
     assert fitted(prepared, RICH, label_fraction=0.01).labels == 4
     assert len(found.result.predicted) == len(prepared.split.test)
+
+
+def test_adapters_change_the_core_by_low_rank_and_are_merged(prepared) -> None:
+    pytest.importorskip("peft")
+    torch.manual_seed(5)
+    start = FoundationModel(CORE, {"molecules": prepared.tokenizer}, Masked())
+    found = fitted(prepared, init=start, lora=LoraOptions(rank=2))
+    before, after = start.core.state_dict(), found.model.core.state_dict()
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.split(".")[-2] in ADAPTED for name in changed)
+    for name in changed:
+        singular = torch.linalg.svdvals((after[name] - before[name]).double())
+        assert singular[2] < 1e-4 * singular[0], "rank 2"
+    assert all(weight.requires_grad for weight in found.model.core.parameters())
+    with pytest.raises(ConsilienceError, match="a frozen core takes no adapters"):
+        fitted(prepared, init=start, lora=LoraOptions(), freeze_core=True)
 
 
 def test_fine_tuning_starts_from_a_model(prepared, tmp_path) -> None:
