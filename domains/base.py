@@ -117,6 +117,14 @@ class Domain(ABC):
         name, features = self.baseline(collection, train)
         return [Baseline(name=name, features=features)]
 
+    def descriptors(self, collection: Collection) -> np.ndarray:
+        """(n, d) float32 computed properties of all records, of any scale, finite: what trees are given.
+
+        Raises:
+            ConsilienceError: for a science that has none.
+        """
+        raise ConsilienceError(f"{self.name} has no computed descriptors; leave that row out")
+
     def read_labels(
         self, path: Path, targets: Sequence[str], *, column: str | None = None, kind: Kind | None = None
     ) -> LabelledTable:

@@ -34,9 +34,9 @@ class MoleculesDomain(Domain):
     keeps_columns: ClassVar[tuple[str, ...]] = (".csv", ".parquet")
     computed: ClassVar[tuple[str, ...]] = tuple(conditions.COMPUTED)
     quick: ClassVar[QuickPreset] = QuickPreset(
-        objectives=("next-token", "masked", "masked-diffusion", "block 4", "reversed", "address-only"),
+        objectives=("next-token", "masked", "masked-diffusion"),
         tokenizer={"max_length": 96},
-        tasks=("logP", "TPSA"),
+        tasks=("logP",),
     )
 
     def bundled(self) -> Collection:
@@ -62,6 +62,10 @@ class MoleculesDomain(Domain):
     def baselines(self, collection: Collection, train: np.ndarray) -> list[Baseline]:
         """ECFP4 counts read by ridge and by a random forest."""
         return evaluate.baselines(collection, train)
+
+    def descriptors(self, collection: Collection) -> np.ndarray:
+        """RDKit's; see `evaluate.descriptors`."""
+        return evaluate.descriptors(collection.records)
 
     def read_labels(
         self, path: Path, targets: Sequence[str], *, column: str | None = None, kind: Kind | None = None

@@ -54,6 +54,31 @@ def morgan_fingerprints(smiles: Sequence[Any], *, counts: bool = False) -> np.nd
     return bits
 
 
+def descriptors(smiles: Sequence[Any]) -> np.ndarray:
+    """RDKit's two-dimensional descriptors: weights, counts, surfaces, charges, connectivity (some 200).
+
+    A value that RDKit cannot compute (partial charges of a rare element) is 0; the largest ones, which overflow float32
+    in big molecules (Ipc), are cut.
+
+    Args:
+        smiles: n SMILES or RDKit Mols.
+
+    Returns:
+        (n, d) float32, in the order of RDKit's list.
+    """
+    from rdkit import rdBase
+    from rdkit.Chem import Descriptors
+
+    largest = np.finfo(np.float32).max
+    rows = []
+    with rdBase.BlockLogs():
+        for record in smiles:
+            mol = record if isinstance(record, Chem.Mol) else parse(record)
+            rows.append(list(Descriptors.CalcMolDescriptors(mol).values()))
+    table = np.nan_to_num(np.array(rows, dtype=np.float64), nan=0.0, posinf=largest, neginf=-largest)
+    return table.clip(-largest, largest).astype(np.float32)
+
+
 def baseline(collection: Collection, train: np.ndarray) -> tuple[str, np.ndarray]:
     """ECFP4 of all molecules. Nothing is fitted, so `train` is not looked at.
 

@@ -15,7 +15,7 @@ from consilience.core.errors import ConsilienceError
 from consilience.core.records import Collection
 from consilience.domains.molecules import data
 from consilience.domains.molecules.domain import DOMAIN
-from consilience.domains.molecules.evaluate import morgan_fingerprints
+from consilience.domains.molecules.evaluate import descriptors, morgan_fingerprints
 from consilience.domains.molecules.figure import draw
 from consilience.domains.molecules.generation import assess
 from consilience.domains.molecules.scaffolds import scaffold_group
@@ -66,6 +66,17 @@ def test_labels_are_rdkits_descriptors(bundled: Collection) -> None:
         mol = Chem.MolFromSmiles(bundled.records[row])
         assert bundled.labels["logP"][row] == pytest.approx(Crippen.MolLogP(mol))
         assert bundled.labels["molecular weight"][row] == pytest.approx(Descriptors.MolWt(mol))
+
+
+def test_descriptors_are_finite_whatever_the_molecule(bundled: Collection) -> None:
+    strange = ["CCO", "[Xe]", "O=C([O-])CCN.[Na+]", "C" * 300, "[H][H]"]
+    found = descriptors(strange)
+    assert found.dtype == np.float32 and len(found) == len(strange) and np.isfinite(found).all()
+    names = [name for name, _ in Descriptors.descList]
+    assert found.shape[1] == len(names)
+    assert found[0, names.index("MolWt")] == pytest.approx(46.069, abs=1e-3)
+    same = bundled.take([0, 1])
+    assert np.array_equal(DOMAIN.descriptors(same), descriptors([Chem.MolFromSmiles(s) for s in same.records]))
 
 
 def test_groups_keep_scaffolds_together_and_split_acyclic_molecules(bundled: Collection) -> None:

@@ -20,9 +20,9 @@ from consilience.domains.penalties import Kind
 from consilience.domains.preparation import Prepared
 from consilience.domains.splits import Split
 
-ROWS = ("trivial", "forest", "linear", "random", "frozen", "lora", "full", "scratch")
+ROWS = ("trivial", "forest", "descriptors", "linear", "random", "frozen", "lora", "full", "scratch")
 """What a table can hold, in its order."""
-OF_DATA_ALONE = ("trivial", "forest", "linear")
+OF_DATA_ALONE = ("trivial", "forest", "descriptors", "linear")
 """Rows that the model has no part in."""
 SEEDS = 3
 FORMAT = 1
@@ -63,7 +63,7 @@ class Question:
         """Names everything that the predictions of a row depend on."""
         parts = [str(FORMAT), row, self.data.collection.fingerprint, self.digest, self.data.kind]
         parts += [*self.data.targets, str(self.seeds)]
-        if row == "forest":
+        if row in ("forest", "descriptors"):
             parts.append(str(TREES))
         if row not in OF_DATA_ALONE:
             parts.append(self.model_digest)
