@@ -1,7 +1,8 @@
 """Embedding from a file to a file: records a second, peak memory at growing sizes, and scGPT's model beside ours.
 
 Default data are synthetic files of the four sciences (molecules: the strings that RDKit ships, repeated); models have
-random weights, which changes nothing for speed. `--data FILE.h5ad` takes the cells of a file instead.
+random weights, which changes nothing for speed. `--data FILE.h5ad` takes the cells of a file instead, `--sizes` other
+numbers of records (their rows are added to the table, and scGPT's are left alone).
 """
 
 import importlib
@@ -241,8 +242,10 @@ def beside_scgpt(report: Report, n: int, rounds: int, folder: Path, data: str) -
 
 
 def main() -> None:
-    chosen = options(__doc__, data="", sciences="molecules,galaxies,points,cells", scgpt_only=False)
+    chosen = options(__doc__, data="", sciences="molecules,galaxies,points,cells", scgpt_only=False, sizes="")
     sizes = [100, 200, 400] if chosen.quick else [2500, 5000, 10_000]
+    if chosen.sizes:
+        sizes = [int(size) for size in chosen.sizes.split(",")]
     threads = torch.get_num_threads()
     size = f"width {CORE.width}, depth {CORE.depth}, heads {CORE.heads}"
     packages = ("pyarrow", "anndata", "h5py", "scgpt")
@@ -268,7 +271,9 @@ def main() -> None:
         if not chosen.scgpt_only:
             for science in chosen.sciences.split(","):
                 file_to_file(files, science, sizes, Path(name), threads)
-            files.write(chosen.out)
+            files.write(chosen.out, keys=2 if chosen.sizes else 0)
+        if chosen.sizes:
+            return
         peers = Report(
             name="embed_scgpt",
             title=f"Cells to vectors beside scGPT's model, {size}, random weights, equal torch threads",

@@ -323,17 +323,17 @@ def stages(chosen: Any) -> list[Callable[[Job, Clock], bool]]:
 def main() -> int:
     """Go on with whatever is left, then write what there is."""
     chosen = options(
-        __doc__, work="runs/moses", data="", minutes=0.0, jobs=1, seeds=3, n=30_000, million=10.0, longest=5.0,
+        __doc__, work="runs/moses", data="", minutes=0.0, jobs=1, seeds=3, n=30_000, million=10.0, longest="3",
         width=192, depth=6, heads=6, batch=4096, rate=8e-3, precision="auto", devices=1, only="", train=True,
     )  # fmt: skip
     chosen.work = Path(chosen.work)
     chosen.work.mkdir(parents=True, exist_ok=True)
     if chosen.quick:
-        chosen.million, chosen.n, chosen.seeds, chosen.longest = 0.02, 20, 1, 0.0
+        chosen.million, chosen.n, chosen.seeds, chosen.longest = 0.02, 20, 1, ""
         chosen.width, chosen.depth, chosen.heads = 32, 1, 2
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     shares = () if chosen.quick else (0.125, 0.25, 0.5)
-    jobs = plan(chosen.seeds, shares, (chosen.longest,) if chosen.longest else ())
+    jobs = plan(chosen.seeds, shares, [float(share) for share in chosen.longest.split(",") if share])
     jobs = [job for job in jobs if chosen.only in job.name]
     clock = Clock(chosen.minutes)
     whole = True
@@ -348,8 +348,8 @@ def main() -> int:
         out.mkdir(parents=True, exist_ok=True)
         notes = [
             f"Core: width {chosen.width}, {chosen.depth} layers, {chosen.heads} heads; Muon, peak learning rate "
-            f"{chosen.rate:g}, {chosen.batch:,} tokens a step. One budget of measured operations for all objectives; "
-            f"{chosen.n:,} strings a seed, at temperature 1.",
+            f"{chosen.rate:g}, {chosen.batch:,} tokens a step, {chosen.precision}. One budget of "
+            f"measured operations for all objectives; {chosen.n:,} strings a seed, at temperature 1.",
         ]  # fmt: skip
         table(scored, chosen.work, out, notes + curve(scored, chosen.work, out))
     if not whole:
