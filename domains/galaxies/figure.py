@@ -211,6 +211,8 @@ def _draw_bands(panel: "Axes", filled: Filled, redshift: float | None, name: str
         gap, filled.mean, spread, fmt="D", mfc="none", color="C0", label="model's mean, 68 % of draws"
     )
     panel.set_xscale("log")
+    panel.set_xticks(wavelength, [f"{place:,.0f}" for place in wavelength])
+    panel.set_xticks([], minor=True)
     _title(panel, filled, redshift, name)
 
 

@@ -52,10 +52,15 @@ class GenerationReport:
 
     def line(self) -> str:
         """One line for a title or a log."""
-        parts = [f"{self.valid:.0%} valid"]
+        parts = [f"{_share(self.valid)} valid"]
         if self.valid > 0:
-            parts += [f"{self.unique:.0%} of them unique", f"{self.novel:.0%} of those novel"]
+            parts += [f"{_share(self.unique)} of them unique", f"{_share(self.novel)} of those novel"]
         return f"{self.generated} generated, " + ", ".join(parts)
+
+
+def _share(value: float) -> str:
+    """A share in per cent; what is not all and not nothing is not rounded to either."""
+    return f"{value:.0%}" if value in (0, 1) or 0.01 <= value <= 0.99 else f"{value:.2%}"
 
 
 def canonical_or_none(strings: Sequence[str]) -> list[str | None]:
