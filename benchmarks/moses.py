@@ -335,13 +335,10 @@ def main() -> int:
     shares = () if chosen.quick else (0.125, 0.25, 0.5)
     jobs = plan(chosen.seeds, shares, [float(share) for share in chosen.longest.split(",") if share])
     jobs = [job for job in jobs if chosen.only in job.name]
-    clock = Clock(chosen.minutes)
-    whole = True
-    for stage in stages(chosen):
-        with ThreadPoolExecutor(chosen.jobs) as pool:
-            whole &= all(list(pool.map(lambda job, stage=stage: stage(job, clock), jobs)))
-        if not whole:
-            break
+    clock, work = Clock(chosen.minutes), stages(chosen)
+    with ThreadPoolExecutor(chosen.jobs) as pool:
+        done = list(pool.map(lambda job: all(stage(job, clock) for stage in work), jobs))
+    whole = all(done)
     scored = [job for job in jobs if values(job, chosen.work) is not None]
     if scored:
         out = RESULTS if chosen.out is None else chosen.out
