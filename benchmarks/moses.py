@@ -301,7 +301,7 @@ def stages(chosen: Any) -> list[Callable[[Job, Clock], bool]]:
         consilience.tokenize(
             "molecules", out=work / "tokens", parts=PARTS, progress=True,
             data=None if data is None else data / "train.csv.gz",
-            read_options=None if data is None else {"properties": False},
+            read_options=None if data is None else {"properties": False, "processes": chosen.jobs},
         )  # fmt: skip
     flops = costs(work / "tokens", core, chosen.batch, work / "costs.json")
     whole = chosen.million * 1e6 / chosen.batch * flops[OBJECTIVES[0]]

@@ -175,6 +175,26 @@ def test_smi_without_names_and_with_header(tmp_path: Path) -> None:
     assert DOMAIN.read(path).ids.tolist() == ["ethyl alcohol", "propane"]
 
 
+def test_several_processes_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    strings = [
+        *DOMAIN.bundled().records[:200],
+        "C1CC",
+        "",
+        "not a molecule",
+        *DOMAIN.bundled().records[200:300],
+    ]
+    path = tmp_path / "many.csv"
+    path.write_text("smiles,value\n" + "".join(f"{text},{i}\n" for i, text in enumerate(strings)))
+    monkeypatch.setattr(data, "SCANNED", 64)
+    alone = data.read(path, properties=True)
+    together = data.read(path, properties=True, processes=2)
+    assert alone.fingerprint == together.fingerprint and len(alone) == 300
+    assert list(alone.records) == list(together.records) and (alone.groups == together.groups).all()
+    assert alone.failures == together.failures and len(alone.failures) == 3
+    with pytest.raises(ConsilienceError, match=r"many\.csv: processes must be at least 1, not 0"):
+        data.read(path, processes=0)
+
+
 def test_unparsable_smiles_among_good_ones(tmp_path: Path) -> None:
     path = tmp_path / "mixed.smi"
     path.write_text("CCO a\nC(C b\n\nC(C)(C)(C)(C)C c\nc1ccccc1 d\n")
