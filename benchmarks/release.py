@@ -1,0 +1,149 @@
+"""Puts the best run of `moses.py` into the package: half-precision weights, and a card with what was measured.
+
+python benchmarks/release.py --run runs/moses/models/next-token-seed0-x3 --scores runs/moses/scores
+"""
+
+import json
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import options
+
+from consilience import pretrained
+from consilience.core.errors import ConsilienceError
+from consilience.core.files import replace_text
+from consilience.core.model import FoundationModel
+from consilience.domains.molecules.moses.published import published
+
+DATA = "MOSES training set (molecularsets/moses 1.0, MIT; from ZINC Clean Leads)"
+SHOWN = (
+    "valid", "unique@1k", "unique@10k", "FCD/Test", "FCD/TestSF", "SNN/Test", "Frag/Test", "Scaf/Test", "Scaf/TestSF",
+    "IntDiv", "Filters", "Novelty",
+)  # fmt: skip
+
+
+def without_places(provenance: dict[str, Any]) -> dict[str, Any]:
+    """The provenance with the name of the data in place of where they lay."""
+    found: dict[str, Any] = json.loads(json.dumps(provenance))
+    for part in found["data"].values():
+        part["source"] = DATA
+    return found
+
+
+def card(model: FoundationModel, name: str, scores: dict[str, float], strings: int) -> str:
+    """What a user should know before using it."""
+    told = model.provenance
+    outcome, training, size = told["outcome"], told["training"], model.core_config
+    count = sum(parameter.numel() for parameter in model.parameters())
+    records = next(iter(told["data"].values()))
+    rows = "\n".join(f"| {column} | {scores[column]:.4f} |" for column in SHOWN if column in scores)
+    peers = ", ".join(
+        f"{row.model} {row.mean['FCD/Test']:.3f}"
+        for row in published()
+        if row.model in ("CharRNN", "VAE", "JTN-VAE")
+    )
+    trained = (
+        f"{DATA}: {records['train']:,} of its {records['records']:,} molecules (the others, with other scaffolds, are "
+        f"for the held-out loss), {outcome['tokens'] / 1e6:.1f} million tokens in {outcome['steps']:,} steps of at most "
+        f"{training['tokens_per_batch']:,}, {training['optimizer']}, peak learning rate {training['learning_rate']:g}, "
+        f"{training['precision']}, seed {training['seed']}. No label and no test molecule was seen. Weights are stored "
+        "in half precision and computed in single precision."
+    )
+    return f"""---
+library_name: consilience
+license: bsd-3-clause
+tags: [consilience, {model.objective.name}, molecules]
+---
+# {name}
+
+A small transformer over SMILES for drug-like molecules: {count:,} parameters (width {size.width}, {size.depth} layers,
+{size.heads} heads), objective `{model.objective.name}`. It embeds and generates out of the box:
+
+```bash
+consilience embed {name} molecules.smi --out vectors.parquet
+consilience generate {name} --n 1000 --out new.csv
+```
+
+## Trained on
+
+{textwrap.fill(trained, 120)}
+
+## Measured
+
+{strings:,} strings at temperature 1, `consilience benchmark moses` (definitions in docs/molecules.md):
+
+| column | value |
+|---|---|
+{rows}
+
+Published FCD/Test: {peers}. What its embeddings are worth on measured properties
+stands in docs/molecules.md, beside random forests.
+
+## Use it for
+
+Trying things out, as a start for fine-tuning, as a prior of drug-like molecules. It was trained for an hour or two of
+one CPU core.
+
+## Do not expect
+
+- Molecules outside what it saw: neutral, 250 to 350 Da, of C, N, O, S, F, Cl, Br, without stereochemistry and salts.
+  Other symbols can be read and mean nothing to it.
+- Judgement: a generated molecule is neither safe nor synthesisable because the model finds it likely.
+"""
+
+
+def main() -> int:
+    """Write the folder of the package."""
+    chosen = options(__doc__, run="", scores="runs/moses/scores", name="molecules-small", strings=30_000)
+    if chosen.quick:
+        return _quick(chosen.out)
+    run = Path(chosen.run)
+    model = FoundationModel.load(run)
+    if model.provenance["outcome"]["interrupted"]:
+        raise ConsilienceError(f"{run} is not trained to its end")
+    scores = json.loads((Path(chosen.scores) / f"{run.name}.json").read_text())["mean"]
+    release(model, chosen.name, scores, chosen.strings, pretrained.FOLDER / chosen.name)
+    return 0
+
+
+def release(model: FoundationModel, name: str, scores: dict[str, float], strings: int, folder: Path) -> None:
+    """Save the model with its card."""
+    model.provenance = without_places(model.provenance)
+    model.save(folder, dtype=torch.float16)
+    replace_text(folder / "README.md", card(model, name, scores, strings))
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"{folder}: {size / 2**20:.1f} MiB")
+
+
+def _quick(out: Path) -> int:
+    """With a model of random weights, to see that it runs."""
+    from harness import Report
+
+    from consilience import registry
+    from consilience.core.objectives import NextToken
+    from consilience.core.transformer import CoreConfig
+
+    domain = registry.domain("molecules")
+    tokenizer = domain.tokenizer.fit(domain.bundled().records)
+    told = {
+        "data": {"molecules": {"source": "here", "records": 2, "train": 1}},
+        "training": {"tokens_per_batch": 1, "optimizer": "muon", "learning_rate": 1.0, "precision": "", "seed": 0},
+        "outcome": {"tokens": 1, "steps": 1, "interrupted": False},
+    }  # fmt: skip
+    model = FoundationModel(
+        CoreConfig(width=16, depth=1, heads=2), {"molecules": tokenizer}, NextToken(), provenance=told
+    )
+    release(model, "none", {"valid": 0.5}, 10, out / "none")
+    assert "here" not in (out / "none" / "config.json").read_text()
+    report = Report("release", "A folder of the package", ["file", "bytes"])
+    for path in sorted((out / "none").iterdir()):
+        report.add(path.name, path.stat().st_size)
+    report.write(out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
