@@ -47,8 +47,8 @@ def card(model: FoundationModel, name: str, scores: dict[str, float], strings: i
     )
     trained = (
         f"{DATA}: {records['train']:,} of its {records['records']:,} molecules (the others, with other scaffolds, are "
-        f"for the held-out loss), {outcome['tokens'] / 1e6:.1f} million tokens in {outcome['steps']:,} steps of at most "
-        f"{training['tokens_per_batch']:,}, {training['optimizer']}, peak learning rate {training['learning_rate']:g}, "
+        f"for the held-out loss), {outcome['tokens'] / 1e6:.1f} million tokens in {outcome['steps']:,} steps of at "
+        f"most {training['tokens_per_batch']:,}, {training['optimizer']}, peak rate {training['learning_rate']:g}, "
         f"{training['precision']}, seed {training['seed']}. No label and no test molecule was seen. Weights are stored "
         "in half precision and computed in single precision."
     )
