@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from consilience.commands.choices import file_words, options_by_science, parse_files
 from consilience.commands.console import console, loss_in_words, say
-from consilience.commands.models import load, read_collection, science_of
+from consilience.commands.models import find_data, load, read_collection, science_of
 from consilience.commands.parser import CommandParser
 from consilience.commands.properties import evaluate_task
 from consilience.core.errors import ConsilienceError
@@ -154,6 +154,7 @@ def _prepare(
     read_options: Mapping[str, Any] | None,
 ) -> "Prepared":
     """The data of the run as it was split for training, or other data split by the same rule."""
+    from consilience.domains.pairing import prepare_pairs
     from consilience.domains.preparation import cached_parts, prepare
 
     science = science_of(model, folder, name)
@@ -166,10 +167,22 @@ def _prepare(
         saved = options_by_science(settings.get("read_options"), model.domains, "read_options")
         read_options = saved.get(science.name) if read_options is None else read_options
         parts = settings.get("parts") or cached_parts(None if data is None else Path(data))
-    collection = read_collection(science, data, read_options)
-    prepared = prepare(
-        science, collection, tokenizer=model.tokenizers[science.name], limit=limit, fractions=parts
-    )
+    if own and settings.get("pairs"):
+        prepared = prepare_pairs(
+            [science_of(model, folder, other) for other in model.domains],
+            data={other: find_data(path) for other, path in files.items()}
+            if isinstance(files, dict)
+            else None,
+            read=saved,
+            tokenizers=model.tokenizers,
+            limit=limit,
+            fractions=parts,
+        )[science.name]
+    else:
+        collection = read_collection(science, data, read_options)
+        prepared = prepare(
+            science, collection, tokenizer=model.tokenizers[science.name], limit=limit, fractions=parts
+        )
     if not len(prepared.split.test):
         raise ConsilienceError(
             f"{folder} was trained with no test part (--parts {' '.join(map(str, parts or ()))}): name other data "
@@ -179,7 +192,7 @@ def _prepare(
     if own and before and before.get("fingerprint") != prepared.collection.fingerprint:
         raise ConsilienceError(
             f"{folder} was trained on {before.get('records')} records of {before.get('source')}, which are not "
-            f"those of {collection.source} (fingerprints {before.get('fingerprint')} and "
+            f"those of {prepared.collection.source} (fingerprints {before.get('fingerprint')} and "
             f"{prepared.collection.fingerprint}): name the data with --data, and --limit if there was one"
         )
     return prepared
