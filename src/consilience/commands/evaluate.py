@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from consilience.commands.choices import file_words, options_by_science, parse_files
 from consilience.commands.console import console, loss_in_words, say
-from consilience.commands.models import find_data, load, read_collection, science_of
+from consilience.commands.models import load, read_collection, science_of
 from consilience.commands.parser import CommandParser
 from consilience.commands.properties import evaluate_task
 from consilience.core.errors import ConsilienceError
@@ -154,7 +154,7 @@ def _prepare(
     read_options: Mapping[str, Any] | None,
 ) -> "Prepared":
     """The data of the run as it was split for training, or other data split by the same rule."""
-    from consilience.domains.pairing import prepare_pairs
+    from consilience.commands.given import pairs_of_run
     from consilience.domains.preparation import cached_parts, prepare
 
     science = science_of(model, folder, name)
@@ -168,16 +168,7 @@ def _prepare(
         read_options = saved.get(science.name) if read_options is None else read_options
         parts = settings.get("parts") or cached_parts(None if data is None else Path(data))
     if own and settings.get("pairs"):
-        prepared = prepare_pairs(
-            [science_of(model, folder, other) for other in model.domains],
-            data={other: find_data(path) for other, path in files.items()}
-            if isinstance(files, dict)
-            else None,
-            read=saved,
-            tokenizers=model.tokenizers,
-            limit=limit,
-            fractions=parts,
-        )[science.name]
+        prepared = pairs_of_run(model, folder, limit=limit)[science.name]
     else:
         collection = read_collection(science, data, read_options)
         prepared = prepare(
