@@ -163,10 +163,7 @@ def test_evaluate_reads_the_pairs_of_the_run(run, command) -> None:
 def test_files_of_each_science_are_matched_by_id(sdf, tmp_path, command) -> None:
     """In another order, with rows that have no partner."""
     table = tmp_path / "molecules.csv"
-    rows = [(f"mol-{i}", text) for i, text in enumerate(MOLECULES)][::-1] + [
-        ("mol-99", "CCCC"),
-        ("mol-0b", "C("),
-    ]
+    rows = [(f"mol-{i}", text) for i, text in enumerate([*MOLECULES, "CCCC", "C("])]
     pd.DataFrame(rows[:0:-1], columns=["id", "smiles"]).to_csv(table, index=False)
     domains = [registry.domain(name) for name in ("molecules", "points")]
     pairs = prepare_pairs(domains, data={"molecules": table, "points": sdf})
