@@ -2,6 +2,10 @@
 
 import csv
 import json
+import re
+import shlex
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -226,3 +230,21 @@ def test_python_refuses_files_without_pairs(tmp_path) -> None:
     assert teller(domains, None) == "points" and teller(domains, tmp_path / "a.sdf") == "points"
     with pytest.raises(ConsilienceError, match="no file of points"):
         prepare_pairs([*domains, registry.domain("cells")], data={"molecules": tmp_path, "cells": tmp_path})
+
+
+def test_the_page_works_as_printed(sdf, tmp_path, monkeypatch, capsys) -> None:
+    """The commands and the Python of docs/pairs.md; training gets a small size appended."""
+    page = (Path(__file__).parents[2] / "docs" / "pairs.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(sdf, tmp_path / "conformers.sdf")
+    (tmp_path / "molecules.smi").write_text("CCO\nCCN\n")
+    (commands,) = re.findall(r"^```bash\n(.*?)^```$", page, flags=re.M | re.S)
+    (block,) = re.findall(r"^```python\n(.*?)^```$", page, flags=re.M | re.S)
+    for line in commands.splitlines():
+        words = shlex.split(line)[1:]
+        small = ["--core.depth=1", *SMALL[3:]] if words[0] == "train" else []
+        assert consilience.cli.main([*words, *small]) == 0, line
+    capsys.readouterr()
+    exec(compile(block, "pairs.md", "exec"), {})
+    assert "(2, 128)" in capsys.readouterr().out
+    assert pd.read_csv("strings.csv")["given"].nunique() == len(MOLECULES)
