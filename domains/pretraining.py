@@ -118,8 +118,8 @@ def pretrain(
         index = getattr(prepared[name].split, part) if name in told else None
         return plain if index is None else told[name].beside(plain, index)
 
-    train = {name: source(name, "train", weights.get(name, 1.0)) for name in prepared}
-    validation = {name: source(name, "validation") for name in prepared}
+    train: Mapping[str, Source] = {name: source(name, "train", weights.get(name, 1.0)) for name in prepared}
+    validation: Mapping[str, Source] = {name: source(name, "validation") for name in prepared}
     if alone is not None:  # what is held out is measured given the other modality
         train, validation = paired(train, alone), paired(validation, 0.0)
     outcome = fit(

@@ -296,8 +296,8 @@ def run(options: "Namespace") -> None:
         return
     for name, values in outcome.history.validation.items():
         kind = weakened(done.model.objective.kind, done.model.predictor(name).likelihoods)
-        given = " given " + " and ".join(other for other in done.prepared if other != name)
-        say(f"{name}{given if options.pairs else ''}: validation: {loss_in_words(values[-1][1], kind)}")
+        beside = " given " + " and ".join(other for other in done.prepared if other != name)
+        say(f"{name}{beside if options.pairs else ''}: validation: {loss_in_words(values[-1][1], kind)}")
     say(
         f"{folder}: {outcome.steps} steps, {outcome.tokens:,} tokens in {outcome.seconds:.0f} s; "
         f"next: consilience evaluate {folder}"
