@@ -37,8 +37,8 @@ $(VENV)/.installed-lint: $(VENV)/.installed
 	$(PIP_INSTALL) -e ".[lint]"
 	touch $@
 
-# Every benchmark but moses.py (a day of training, in parts), pairs.py (takes a trained run) and gpu.py, one table each in benchmarks/results/; hours on
-# two cores, run it on an idle machine.
+# Every benchmark but moses.py (a day of training, in parts), pairs.py (it takes a trained run) and gpu.py, one table
+# each in benchmarks/results/; hours on two cores, run it on an idle machine.
 bench: $(VENV)/.installed-bench
 	for script in $$(cd benchmarks && ls [a-z]*.py | grep -v -e harness.py -e gpu.py -e moses.py -e pairs.py); do \
 	    $(BIN)/python benchmarks/$$script || exit 1; done

@@ -52,7 +52,7 @@ def generate(
 
     Args:
         model: the folder of a run; in Python also a loaded model.
-        n: how many; with `given` for each record of it.
+        n: how many; with `given` for each record of it. On the command line 100, with --given one, where left out.
         out: where to write; the ending chooses the format (.smi, .csv, .h5ad, .fits, .xyz ...). Tables of molecules
             (.csv, .parquet) say what is valid, how often it occurs, and its log-likelihood where there is one.
         domain: the science; needed only where the model knows several.
