@@ -38,7 +38,7 @@ $(VENV)/.installed-lint: $(VENV)/.installed
 	touch $@
 
 # Benchmarks of speed: one table each in benchmarks/results/, hours on two cores; run them on an idle machine. The long
-# trainings (moses, qm9, properties) and gpu are started by hand.
+# trainings (moses, qm9, pairs, properties) and gpu are started by hand.
 SPEED := train_step projection ragged tokenize_cells tokenize_spectra tokenize_molecules tokenize_points embed \
     generation loader scaling
 

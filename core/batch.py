@@ -8,7 +8,7 @@ Shape letters, here and everywhere: B samples, N tokens, D width, H heads, L lay
 C channels, V vocabulary, T real tokens of a batch laid end to end.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self
 
@@ -132,6 +132,8 @@ class TokenBatch:
         pairs: (B, N, N) uint8, the kind of every pair of tokens, always seen; 0 = nothing is said of it.
         conditions: (B, K) float32, standardised properties of the whole sample that the model is told; NaN = hidden.
             None hides all. See `core.conditions`.
+        context: modality -> tokens of the same B objects in it, which the core sees whole and never scores
+            (`core.context`): the conformer of a SMILES string. None = there is nothing beside these tokens.
     """
 
     length: Tensor
@@ -144,6 +146,7 @@ class TokenBatch:
     exposure: Tensor | None = None
     pairs: Tensor | None = None
     conditions: Tensor | None = None
+    context: "Mapping[str, TokenBatch] | None" = None
 
     @property
     def size(self) -> int:
@@ -174,13 +177,15 @@ class TokenBatch:
 
     @property
     def n_tokens(self) -> int:
-        """The number of real tokens."""
-        return int(self.length.sum())
+        """The number of real tokens, those of the context included."""
+        return int(self.length.sum()) + sum(beside.n_tokens for beside in (self.context or {}).values())
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """Apply a function to every tensor."""
-        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        """Apply a function to every tensor, those of the context included."""
+        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "context"}
         changed: dict[str, Any] = {k: None if v is None else function(v) for k, v in parts.items()}
+        if self.context is not None:
+            changed["context"] = {name: beside.map(function) for name, beside in self.context.items()}
         return type(self)(**changed)
 
     def to(self, device: torch.device | str) -> Self:
@@ -206,9 +211,12 @@ class TokenBatch:
         return replace(cut, length=torch.full_like(self.length, stop - first))
 
     def trim(self) -> Self:
-        """Drop columns that are padding in every sample."""
+        """Drop columns that are padding in every sample, in the context too."""
         width = max(int(self.length.max()), 1) if self.size else 0
-        return self._per_token(lambda tensor: tensor[:, :width])
+        cut = self._per_token(lambda tensor: tensor[:, :width])
+        if cut.context is None:
+            return cut
+        return replace(cut, context={name: beside.trim() for name, beside in cut.context.items()})
 
     def pad(self, width: int) -> Self:
         """Add padding columns up to `width`."""
@@ -271,13 +279,18 @@ class TokenBatch:
 
     @classmethod
     def concatenate(cls, batches: Sequence[Self]) -> Self:
-        """Stack batches of one spec along B, padded to the widest."""
+        """Stack batches of one spec along B, padded to the widest; all have the same context, or none has."""
         width = max(batch.width for batch in batches)
         padded = [batch.pad(width) for batch in batches]
         parts: dict[str, Any] = {}
         for field in fields(cls):
-            tensors = [getattr(batch, field.name) for batch in padded]
-            parts[field.name] = None if tensors[0] is None else torch.cat(tensors)
+            held = [getattr(batch, field.name) for batch in padded]
+            if held[0] is None:
+                parts[field.name] = None
+            elif field.name == "context":
+                parts["context"] = {name: cls.concatenate([one[name] for one in held]) for name in held[0]}
+            else:
+                parts[field.name] = torch.cat(held)
         return cls(**parts)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from consilience.core.batch import TokenBatch
+from consilience.core.context import Beside, beside, encoded
 from consilience.core.errors import ConsilienceError, UnreadableRecordError
 from consilience.core.memory import give_back_memory
 from consilience.core.readouts import Pool, Readout, check_readouts, observe_at
@@ -43,12 +44,20 @@ def embed_records(
     pool: Pool,
     batch_size: int | None,
     precision: Precision = "32-true",
+    context: Beside | None = None,
 ) -> "Embedding":
     """See `FoundationModel.embed`."""
     check_options(model, layer, pool, batch_size, precision)
     readout = Readout(layer=layer, pool=pool)
     return embed_readouts(
-        model, records, domain, [readout], ids=ids, batch_size=batch_size, precision=precision
+        model,
+        records,
+        domain,
+        [readout],
+        ids=ids,
+        batch_size=batch_size,
+        precision=precision,
+        context=context,
     )[readout]
 
 
@@ -61,6 +70,7 @@ def embed_readouts(
     ids: Sequence[str] | np.ndarray | None = None,
     batch_size: int | None = None,
     precision: Precision = "32-true",
+    context: Beside | None = None,
 ) -> "dict[Readout, Embedding]":
     """Several read-outs of the same records, tokenized once, in one forward for each distinct time.
 
@@ -72,6 +82,7 @@ def embed_readouts(
         ids: one id a record; default: the place in the input.
         batch_size: records at a time; default: by their tokens.
         precision: see `FoundationModel.embed`.
+        context: see `FoundationModel.embed`.
 
     Returns:
         Read-out -> its vectors; ids, index and failures are the same for all.
@@ -83,6 +94,7 @@ def embed_readouts(
     names = np.asarray([str(i) for i in range(n)] if ids is None else ids, dtype=object)
     if len(names) != n:
         raise ConsilienceError(f"{len(names)} ids for {n} records")
+    given = encoded(model, domain, context, n)
     model.eval()
     index: list[np.ndarray] = [np.zeros(0, np.int64)]
     failures: list[Failure] = []
@@ -97,6 +109,7 @@ def embed_readouts(
         ]
         index.append(first + good)
         if tokens is not None:
+            tokens = beside(tokens, given, first + good)
             read = embed_tokens(model, tokens, domain, readouts, batch_size, precision)
             for readout, rows in read.items():
                 vectors[readout].append(rows)

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from consilience.core.batch import TokenBatch
 from consilience.core.conditions import Asked, rows_of
+from consilience.core.context import Beside, beside, encoded
 from consilience.core.errors import ConsilienceError
 from consilience.core.guidance import guided
 from consilience.core.objectives.base import Objective, predictable
@@ -32,6 +34,7 @@ def generate_tokens(
     batch_size: int,
     pattern: str | None = None,
     conditions: Asked | Tensor | None = None,
+    context: Beside | None = None,
     **options: Any,
 ) -> TokenBatch:
     """See `FoundationModel.generate_tokens`."""
@@ -42,7 +45,7 @@ def generate_tokens(
     model.eval()
     tokenizer, objective = model.tokenizers[domain], model.objective
     sampling = Sampling.of(options, end_id=tokenizer.end_id)
-    asked = rows_of(model, domain, conditions, n)
+    asked, given = rows_of(model, domain, conditions, n), encoded(model, domain, context, n)
     predict = guided(model.predictor(domain), sampling.guidance, conditioned=asked is not None)
     ending: Ending | None = None if pattern is None else ending_of(pattern, tokenizer, objective)
     if ending == "kept":
@@ -58,6 +61,7 @@ def generate_tokens(
             template, hidden = tokenizer.pattern(pattern, count, generator=generator, ending=ending)
         if asked is not None:
             template = replace(template, conditions=asked[start : start + count])
+        template = beside(template, given, np.arange(start, start + count))
         filled = objective.sample(
             predict, template.to(model.device), hidden.to(model.device), generator, sampling
         )

@@ -11,7 +11,7 @@
 * masked, two-phase, and whatever else is a surrogate: refused.
 
 All but next-token and block 1 in the natural order are told how long a record is, and give log p(content | length).
-Of tokens that carry conditions all of them are log p(x | conditions).
+Of tokens that carry conditions or a context all of them are log p(x | conditions, context).
 """
 
 import hashlib
@@ -24,6 +24,7 @@ import torch
 
 from consilience.core.batch import TokenBatch
 from consilience.core.conditions import Asked, rows_of
+from consilience.core.context import Beside, beside, encoded
 from consilience.core.embed import CHUNK, TOKENS, by_tokens, readable_tokens
 from consilience.core.errors import ConsilienceError
 from consilience.core.objectives.base import predictable
@@ -65,10 +66,12 @@ def of_records(
     seed: int = 0,
     batch_size: int | None = None,
     conditions: Asked | None = None,
+    context: Beside | None = None,
 ) -> LogLikelihood:
     """See `FoundationModel.log_likelihood`."""
     kind, draws = kind_of(model, domain, draws, batch_size)
     asked = rows_of(model, domain, conditions, len(records))
+    given = encoded(model, domain, context, len(records))
     values: list[np.ndarray] = [np.zeros(0)]
     counts, index = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     failures: list[Failure] = []
@@ -81,6 +84,7 @@ def of_records(
         if tokens is not None:
             if asked is not None:
                 tokens = replace(tokens, conditions=asked[first + good])
+            tokens = beside(tokens, given, first + good)
             part = of_tokens(model, tokens, domain, draws=draws, seed=seed, batch_size=batch_size)
             values.append(part.values)
             counts.append(part.tokens)
@@ -161,8 +165,8 @@ def _generator(tokens: TokenBatch, row: int, seed: int) -> torch.Generator:
     length = int(tokens.length[row])
     for field in fields(tokens):
         tensor = getattr(tokens, field.name)
-        # Not of what it is told: the same masks then compare a record with conditions and without.
-        if tensor is not None and field.name != "conditions":
+        # Not of what it is told: the same masks then compare a record with conditions (or a context) and without.
+        if tensor is not None and field.name not in ("conditions", "context"):
             own = tensor[row][:length] if tensor.dim() > 1 else tensor[row]
             digest.update(field.name.encode() + own.contiguous().numpy().tobytes())
     return torch.Generator().manual_seed(int.from_bytes(digest.digest()[:7], "big"))

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from consilience.core.attention import Layout
 from consilience.core.batch import TokenBatch
 from consilience.core.conditions import Asked, Conditioner, Conditions, told
+from consilience.core.context import Beside, beside, context_views, encoded
 from consilience.core.errors import ConsilienceError
 from consilience.core.modalities import join_angles, join_biases, join_patterns, join_times
 from consilience.core.objectives.base import Objective, sum_fields
@@ -117,8 +118,20 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         attention: bool = False,
         cache: KeyValueCache | None = None,
     ) -> States:
-        """States of all modalities of each sample, side by side in the order of `views`. (B, M1 + M2 + ..., D)."""
-        return self.core(self._core_input(views), layers=layers, attention=attention, cache=cache)
+        """States of all modalities of each sample, side by side in the order of `views`. (B, M1 + M2 + ..., D).
+
+        What stands beside their tokens (`core.context`) is seen before them, and has rows in the attention maps alone.
+        """
+        first = context_views(self, views, self.objective)
+        states: States = self.core(
+            self._core_input({**first, **views}), layers=layers, attention=attention, cache=cache
+        )
+        skip = sum(view.tokens.width for view in first.values())
+        if not skip:
+            return states
+        return replace(
+            states, final=states.final[:, skip:], layers=tuple(layer[:, skip:] for layer in states.layers)
+        )
 
     def _core_input(self, views: Mapping[str, View]) -> CoreInput:
         ports = [self._port(name) for name in views]
@@ -263,6 +276,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         pool: Pool = "mean",
         batch_size: int | None = None,
         precision: Literal["32-true", "bf16-mixed"] = "32-true",
+        context: Beside | None = None,
     ) -> Embedding:
         """Vectors of records: deterministic, whatever the batch size, the order and the neighbours.
 
@@ -274,6 +288,8 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
             pool: mean or max over tokens, or the first or last token.
             batch_size: records at a time; changes speed and memory only. Default: by their tokens.
             precision: 32-true, or bf16-mixed: faster where the hardware has it, three digits of accuracy.
+            context: the same objects in another modality, one record for each, which the states then have seen
+                (`core.context`).
         """
         from consilience.core.embed import embed_records
 
@@ -286,6 +302,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
             pool=pool,
             batch_size=batch_size,
             precision=precision,
+            context=context,
         )
 
     def generate(
@@ -297,6 +314,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         batch_size: int = 256,
         pattern: str | None = None,
         conditions: Asked | None = None,
+        context: Beside | None = None,
         **options: Any,
     ) -> Any:
         """n new records.
@@ -310,6 +328,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
                 `c1ccc(*)cc1`).
             conditions: property -> the value that is asked for, one number or n of them (`core.conditions`); with
                 `guidance` among the options it is followed more closely.
+            context: modality -> n records, what each new record is of in another modality (`core.context`).
             options: of the objective's sampler (`core.sampling.Sampling`): steps, temperature, top_k, top_p,
                 unmask_order, mean, guidance.
         """
@@ -320,6 +339,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
             batch_size=batch_size,
             pattern=pattern,
             conditions=conditions,
+            context=context,
             **options,
         )
         return self.tokenizers[self.domain_of(domain)].decode(tokens)
@@ -333,9 +353,10 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         batch_size: int = 256,
         pattern: str | None = None,
         conditions: Asked | Tensor | None = None,
+        context: Beside | None = None,
         **options: Any,
     ) -> TokenBatch:
-        """n new samples as tokens; see `generate`. Conditions may be the rows of `Conditions.rows`."""
+        """n new samples as tokens; see `generate`. Conditions may be the rows of `Conditions.rows`, contexts tokens."""
         from consilience.core.generation import generate_tokens
 
         return generate_tokens(
@@ -346,6 +367,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
             batch_size=batch_size,
             pattern=pattern,
             conditions=conditions,
+            context=context,
             **options,
         )
 
@@ -358,6 +380,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         seed: int = 0,
         batch_size: int = 256,
         conditions: Asked | None = None,
+        context: Beside | None = None,
         **options: Any,
     ) -> Any:
         """The records with some tokens drawn anew from all the others; those stay as they are.
@@ -371,6 +394,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
             seed: of all randomness.
             batch_size: records at a time; part of what a seed means.
             conditions: as in `generate`.
+            context: as in `generate`, one record for each.
             options: as in `generate`.
 
         Raises:
@@ -378,12 +402,14 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         """
         from consilience.core.generation import complete_tokens
 
-        tokenizer = self.tokenizers[self.domain_of(domain)]
+        name = self.domain_of(domain)
+        tokenizer = self.tokenizers[name]
+        whole = told(self, name, tokenizer.encode(records), conditions)
         tokens = complete_tokens(
             self,
-            told(self, self.domain_of(domain), tokenizer.encode(records), conditions),
+            beside(whole, encoded(self, name, context, whole.size)),
             hidden,
-            domain=self.domain_of(domain),
+            domain=name,
             seed=seed,
             batch_size=batch_size,
             **options,
@@ -399,6 +425,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         seed: int = 0,
         batch_size: int | None = None,
         conditions: Asked | None = None,
+        context: Beside | None = None,
     ) -> "LogLikelihood":
         """log p of every record in nats, and whether that is exact or a bound; see `core.log_likelihood`.
 
@@ -412,6 +439,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
             seed: of orders and masks.
             batch_size: records at a time; changes speed and memory only.
             conditions: gives log p(x | conditions); as in `generate`.
+            context: gives log p(x | the same object in another modality); as in `generate`, one record for each.
 
         Raises:
             ConsilienceError: for an objective whose loss is a surrogate.
@@ -426,6 +454,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
             seed=seed,
             batch_size=batch_size,
             conditions=conditions,
+            context=context,
         )
 
     @torch.no_grad()

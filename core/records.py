@@ -56,6 +56,7 @@ class Collection:
         labels: name -> array with one entry a record; NaN or "" where unknown.
         groups: what must not be split between training and test (donor, scaffold, object); default: the id.
         failures: records of the source that could not be read.
+        beside: science -> the same objects as records of that science, one for each record, where the source says them.
     """
 
     records: Any
@@ -66,10 +67,11 @@ class Collection:
     labels: Mapping[str, np.ndarray] = field(default_factory=dict)
     groups: np.ndarray | None = None
     failures: tuple[Failure, ...] = ()
+    beside: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.records)
-        columns = {"ids": self.ids, **self.labels}
+        columns = {"ids": self.ids, **self.labels, **{f"beside.{name}": v for name, v in self.beside.items()}}
         if self.groups is not None:
             columns["groups"] = self.groups
         for name, column in columns.items():
@@ -95,4 +97,5 @@ class Collection:
             fingerprint=fingerprint([self.fingerprint, index]),
             labels={name: column[index] for name, column in self.labels.items()},
             groups=None if self.groups is None else self.groups[index],
+            beside={name: column[index] for name, column in self.beside.items()},
         )

@@ -109,7 +109,8 @@ class Source(ABC):
 
     def tokens(self, n: int, generator: torch.Generator) -> TokenBatch:
         """n samples of N tokens."""
-        return self.place(TokenBatch(length=torch.full((n,), self.length), **self._content(n, generator)))
+        content: Any = self._content(n, generator)
+        return self.place(TokenBatch(length=torch.full((n,), self.length), **content))
 
     def place(self, tokens: TokenBatch) -> TokenBatch:
         """The tokens with the addresses of this source."""

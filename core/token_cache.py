@@ -383,7 +383,7 @@ class CachedPart:
             parts = places[0][1].empty(len(index), int(length.max()))
             for rows, shard, begin in places:
                 shard.fill(parts, rows, index[rows] - begin)
-        tensors = {name: torch.from_numpy(part) for name, part in parts.items()}
+        tensors: dict[str, Any] = {name: torch.from_numpy(part) for name, part in parts.items()}
         return TokenBatch(length=torch.from_numpy(length), **tensors)
 
     def _shard(self, entry: Mapping[str, Any]) -> Shard:

@@ -48,11 +48,8 @@ class View:
             return None if tensor is None else tensor[:, first:stop]
 
         per_row = ("ids", "values", "weight", "address", "positions", "given")
-        tokens = replace(
-            self.tokens,
-            length=torch.full_like(self.tokens.length, stop - first),
-            **{name: cut(getattr(self.tokens, name)) for name in per_row},
-        )
+        own: dict[str, Any] = {name: cut(getattr(self.tokens, name)) for name in per_row}
+        tokens = replace(self.tokens, length=torch.full_like(self.tokens.length, stop - first), **own)
         names = ("hidden", "time_index", "start", "ask_address", "ask_positions")
         changed: dict[str, Any] = {name: cut(getattr(self, name)) for name in names}
         return replace(self, tokens=tokens, **changed)

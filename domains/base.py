@@ -78,6 +78,8 @@ class Domain(ABC):
     name: ClassVar[str]
     tokenizer: ClassVar[type[Tokenizer[Any]]]
     suffixes: ClassVar[tuple[str, ...]] = ()
+    tells: ClassVar[tuple[str, ...]] = ()
+    """Sciences whose records of the same objects its bundled data and some of its files hold (`Collection.beside`)."""
     text_records: ClassVar[bool] = False
     """Whether a record can be typed on the command line (a SMILES)."""
     classical: ClassVar[int] = 1
@@ -93,6 +95,15 @@ class Domain(ABC):
     def read(self, path: Path, **options: Any) -> Collection:
         """Records of a user's file. Raises ConsilienceError naming the file; bad rows go to `failures`."""
         raise ConsilienceError(f"{path}: {self.name} has no reader for files yet; leave out --data")
+
+    def beside(self, records: Any, like: Collection) -> Collection:
+        """Records of this science that stand beside those of another one (`Collection.beside`); bad ones are failures.
+
+        Args:
+            records: n of them.
+            like: the n records of the other science: ids, source and origin are theirs.
+        """
+        raise ConsilienceError(f"{self.name} records do not stand beside others; give a file of their own")
 
     def stream(self, path: Path, size: int, **options: Any) -> Iterator[Piece]:
         """The records that `read` gives, in pieces of `size`: for files larger than memory.

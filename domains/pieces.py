@@ -87,6 +87,7 @@ def _joined(first: Piece, second: Piece, join: Callable[[Sequence[Any]], Any]) -
             labels={name: np.concatenate([column, b.labels[name]]) for name, column in a.labels.items()},
             groups=None,
             failures=a.failures + b.failures,
+            beside={name: np.concatenate([column, b.beside[name]]) for name, column in a.beside.items()},
         ),
         places=np.concatenate([first.places, second.places]),
     )

@@ -11,6 +11,7 @@ import torch
 
 from consilience.core.checkpoint import load_model, take_core
 from consilience.core.conditions import Conditions
+from consilience.core.context import paired
 from consilience.core.distributed import writes
 from consilience.core.errors import ConsilienceError
 from consilience.core.feed import Source
@@ -24,6 +25,7 @@ from consilience.core.transformer import CoreConfig
 from consilience.domains.base import Domain
 from consilience.domains.cached import PreparedTokens
 from consilience.domains.conditions import Told, Wanted, computed_names, tell
+from consilience.domains.pairing import prepare_pairs
 from consilience.domains.preparation import Prepared, load_collection, prepare
 from consilience.domains.settings import save_settings
 
@@ -54,6 +56,7 @@ def pretrain(
     init_core: Path | None = None,
     freeze_core: bool = False,
     told: Mapping[str, Told] | None = None,
+    alone: float | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: bool = True,
     on_step: Callable[[int], None] | None = None,
@@ -71,6 +74,8 @@ def pretrain(
         init_core: start from the core of the model in this folder.
         freeze_core: train the embedders and heads alone; the core stays as it starts.
         told: science -> what the model is told of its records (`domains.conditions`), where it is.
+        alone: the prepared data are pairs (`domains.pairing`), of which this share of the steps predicts one modality
+            without the other; None = each science has objects of its own.
         settings: the resolved options, kept beside the model.
         progress: show a bar.
         on_step: called after each step.
@@ -97,6 +102,8 @@ def pretrain(
         "init_core": None if init_core is None else str(init_core),
         "freeze_core": freeze_core,
     }
+    if alone is not None:
+        model.provenance["pairs"] = {"alone": alone}
     if folder is not None and not resume and writes():
         model.save(folder)
         write_failures(prepared, folder)
@@ -111,10 +118,14 @@ def pretrain(
         index = getattr(prepared[name].split, part) if name in told else None
         return plain if index is None else told[name].beside(plain, index)
 
+    train: Mapping[str, Source] = {name: source(name, "train", weights.get(name, 1.0)) for name in prepared}
+    validation: Mapping[str, Source] = {name: source(name, "validation") for name in prepared}
+    if alone is not None:  # what is held out is measured given the other modality
+        train, validation = paired(train, alone), paired(validation, 0.0)
     outcome = fit(
         model,
-        {name: source(name, "train", weights.get(name, 1.0)) for name in prepared},
-        {name: source(name, "validation") for name in prepared},
+        train,
+        validation,
         training,
         folder=folder,
         resume=resume,
@@ -147,6 +158,7 @@ def train_domains(
     folder: Path,
     resume: bool = False,
     conditions: Wanted | None = None,
+    alone: float | None = None,
     **options: Any,
 ) -> TrainedRun:
     """Read, prepare and train; see `pretrain` for the other options.
@@ -164,6 +176,7 @@ def train_domains(
         folder: where everything goes; must be new or empty unless `resume`.
         resume: go on with the run in `folder`, with its own tokenizers.
         conditions: what the model is told of each record, in a run of one science; None = nothing.
+        alone: the sciences are modalities of the same objects; see `pretrain`.
         options: of `pretrain`.
     """
     # Of several processes the first one writes; it may have begun before the others look.
@@ -178,7 +191,16 @@ def train_domains(
     before = load_model(FoundationModel, folder) if resume else None
     kept: Mapping[str, Any] = {} if before is None else before.tokenizers
     prepared: dict[str, Data] = {}
-    for domain in domains:
+    if alone is not None:
+        prepared |= prepare_pairs(
+            domains,
+            data=data,
+            read=read,
+            tokenizers={**(tokenizers or {}), **kept},
+            limit=limit,
+            fractions=parts,
+        )
+    for domain in domains if alone is None else ():
         path, how = (data or {}).get(domain.name), (read or {}).get(domain.name)
         wanted = (tokenizers or {}).get(domain.name)
         if path is not None and is_cache(path):
@@ -202,6 +224,7 @@ def train_domains(
         folder=folder,
         resume=resume,
         told=told,
+        alone=alone,
         **options,
     )
 

@@ -1,12 +1,11 @@
 """CellView: the part of the tokenizer that differs between its two views; and the counts view."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.sparse as sp
 import torch
-from torch import Tensor
 
 from consilience.core.batch import TokenBatch, TokenSpec
 from consilience.tokenizers.cell_fit import CellStatistics
@@ -59,7 +58,7 @@ class CellView(ABC):
 
     def batch(self, parts: Parts) -> TokenBatch:
         """The TokenBatch of filled parts, without columns that no sample uses."""
-        tensors: dict[str, Tensor] = {name: torch.from_numpy(part) for name, part in parts.items()}
+        tensors: dict[str, Any] = {name: torch.from_numpy(part) for name, part in parts.items()}
         return TokenBatch(**tensors).trim().validate(self.spec)
 
     def table(self, row: np.ndarray, gene: np.ndarray, counts: np.ndarray, depth: np.ndarray) -> CellTable:

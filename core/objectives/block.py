@@ -311,6 +311,7 @@ def doubled(tokens: TokenBatch) -> TokenBatch:
         given=twice(tokens.given),
         exposure=tokens.exposure,
         conditions=tokens.conditions,
+        context=tokens.context,
     )
 
 

@@ -154,6 +154,7 @@ def shifted_view(tokens: TokenBatch, spec: TokenSpec) -> View:
         positions=positions,
         exposure=tokens.exposure,
         conditions=tokens.conditions,
+        context=tokens.context,
     )
     start = torch.zeros_like(tokens.real)
     start[:, 0] = True

@@ -1,6 +1,7 @@
 """Molecules as a domain: everything the rest of the package asks of this science."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -46,6 +47,11 @@ class MoleculesDomain(Domain):
     def read(self, path: Path, **options: Any) -> Collection:
         """Molecules of a file; options and errors as in `data.read`."""
         return data.read(path, **options)
+
+    def beside(self, records: Any, like: Collection) -> Collection:
+        """The molecules of conformers, grouped by scaffold; without labels."""
+        found = data.of_smiles(list(records), source=like.source, ids=like.ids.tolist())
+        return replace(found, origin=like.origin)
 
     def stream(self, path: Path, size: int, **options: Any) -> Iterator[Piece]:
         """Molecules of a file in pieces; see `data.stream`."""

@@ -119,6 +119,7 @@ def with_bonds(source: Source, path: Path) -> Source:
         labels={name: np.asarray(column)[kept] for name, column in source.labels.items()},
         groups=source.groups[kept],
         failures=tuple(failures),
+        smiles=None if source.smiles is None else source.smiles[kept],
     )
 
 

@@ -38,6 +38,7 @@ def bundled() -> Collection:
         ids=[name for part in parts for name in part.ids],
         places=range(len(clouds)),
         groups=smiles,
+        smiles=smiles,
     )
     return collect(source, name=BUNDLED, origin="computed")
 
@@ -128,6 +129,7 @@ def collect(source: Source, *, name: str, origin: Origin, partly: bool = False) 
         labels=labels,
         groups=None if source.groups is None else np.asarray(source.groups)[kept],
         failures=tuple(failures),
+        beside={} if source.smiles is None else {"molecules": np.asarray(source.smiles)[kept]},
     )
 
 

@@ -25,6 +25,7 @@ class PointsDomain(Domain):
     name: ClassVar[str] = "points"
     tokenizer: ClassVar[type[Tokenizer[Any]]] = PointTokenizer
     suffixes: ClassVar[tuple[str, ...]] = readers.SUFFIXES
+    tells: ClassVar[tuple[str, ...]] = ("molecules",)
     classical: ClassVar[int] = 2
     # Principal axes: embeddings of a molecule then do not depend on how its file happened to turn it.
     quick: ClassVar[QuickPreset] = QuickPreset(

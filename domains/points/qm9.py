@@ -119,4 +119,5 @@ def _source(
         },
         groups=smiles,
         origin="computed",
+        smiles=smiles,
     )

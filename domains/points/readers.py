@@ -234,6 +234,7 @@ def _read_sdf(path: Path) -> Source:
         labels=columns_of(rows),
         groups=np.array(groups),
         failures=tuple(failures),
+        smiles=np.array(groups),
     )
 
 

@@ -22,6 +22,7 @@ class Source:
         groups: (n,) what must not be split between training and test.
         failures: what could not be turned into a cloud.
         origin: user, or computed for known collections.
+        smiles: (n,) strings of the molecules, where the file or its structures say them.
     """
 
     clouds: Sequence[PointCloud]
@@ -31,6 +32,7 @@ class Source:
     groups: np.ndarray | None = None
     failures: tuple[Failure, ...] = ()
     origin: Origin = "user"
+    smiles: np.ndarray | None = None
 
 
 def without_hydrogens(source: Source) -> Source:

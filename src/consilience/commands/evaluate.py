@@ -154,6 +154,7 @@ def _prepare(
     read_options: Mapping[str, Any] | None,
 ) -> "Prepared":
     """The data of the run as it was split for training, or other data split by the same rule."""
+    from consilience.commands.given import pairs_of_run
     from consilience.domains.preparation import cached_parts, prepare
 
     science = science_of(model, folder, name)
@@ -166,10 +167,13 @@ def _prepare(
         saved = options_by_science(settings.get("read_options"), model.domains, "read_options")
         read_options = saved.get(science.name) if read_options is None else read_options
         parts = settings.get("parts") or cached_parts(None if data is None else Path(data))
-    collection = read_collection(science, data, read_options)
-    prepared = prepare(
-        science, collection, tokenizer=model.tokenizers[science.name], limit=limit, fractions=parts
-    )
+    if own and settings.get("pairs"):
+        prepared = pairs_of_run(model, folder, limit=limit)[science.name]
+    else:
+        collection = read_collection(science, data, read_options)
+        prepared = prepare(
+            science, collection, tokenizer=model.tokenizers[science.name], limit=limit, fractions=parts
+        )
     if not len(prepared.split.test):
         raise ConsilienceError(
             f"{folder} was trained with no test part (--parts {' '.join(map(str, parts or ()))}): name other data "
@@ -179,7 +183,7 @@ def _prepare(
     if own and before and before.get("fingerprint") != prepared.collection.fingerprint:
         raise ConsilienceError(
             f"{folder} was trained on {before.get('records')} records of {before.get('source')}, which are not "
-            f"those of {collection.source} (fingerprints {before.get('fingerprint')} and "
+            f"those of {prepared.collection.source} (fingerprints {before.get('fingerprint')} and "
             f"{prepared.collection.fingerprint}): name the data with --data, and --limit if there was one"
         )
     return prepared

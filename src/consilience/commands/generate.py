@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from consilience.commands.conditions import COMPARED, nearness, parse_conditions
 from consilience.commands.console import bar, say
 from consilience.commands.files import try_writing
-from consilience.commands.models import open_model, science_of
+from consilience.commands.given import Shown, shown_by
+from consilience.commands.models import find_data, open_model, science_of
 from consilience.commands.parser import CommandParser
 from consilience.core.errors import ConsilienceError
 from consilience.core.files import replacing
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from consilience.core.model import FoundationModel
     from consilience.core.sampling import UnmaskOrder
     from consilience.domains.base import Domain
+
+DRAWS = 100
+"""Records of a command that does not say how many; one for each record of `--given`."""
 
 
 def generate(
@@ -39,6 +43,7 @@ def generate(
     scaffold: str | None = None,
     conditions: Mapping[str, float] | None = None,
     guidance: float = 0.0,
+    given: str | Path | None = None,
     batch_size: int = 256,
     device: str = "auto",
     progress: bool = False,
@@ -47,7 +52,7 @@ def generate(
 
     Args:
         model: the folder of a run; in Python also a loaded model.
-        n: how many.
+        n: how many; with `given` for each record of it. On the command line 100, with --given one, where left out.
         out: where to write; the ending chooses the format (.smi, .csv, .h5ad, .fits, .xyz ...). Tables of molecules
             (.csv, .parquet) say what is valid, how often it occurs, and its log-likelihood where there is one.
         domain: the science; needed only where the model knows several.
@@ -63,6 +68,8 @@ def generate(
         conditions: properties that the records are to have, among those that the model was trained with, such as
             --condition logp=2.5 qed=0.8; tables say what was asked and, where it can be computed, what came of it.
         guidance: how far predictions are pushed towards the conditions: (1 + w) * with - w * without; 0 does not push.
+        given: a file of the other modality, for a model that was trained on pairs: every new record is drawn given one
+            record of it (--domain molecules --given conformers.sdf); tables name that in a column.
         batch_size: records at a time; part of what a seed means.
         device: cpu, cuda, or auto: a GPU when there is one.
         progress: show a bar with the rate and the time left.
@@ -80,6 +87,7 @@ def generate(
         pattern=pattern,
         scaffold=scaffold,
         conditions=dict(conditions or {}),
+        given=None if given is None else find_data(given),
         options=options,
     )
     return produce(model, asked, out=out, domain=domain, device=device, progress=progress).records
@@ -97,6 +105,7 @@ class Asked:
         scaffold: see `generate`.
         options: of the sampler.
         conditions: see `generate`.
+        given: see `generate`.
     """
 
     n: int
@@ -106,6 +115,7 @@ class Asked:
     scaffold: str | None
     options: Mapping[str, Any]
     conditions: Mapping[str, float] = field(default_factory=dict)
+    given: Path | None = None
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -147,22 +157,26 @@ def produce(
     needs_science = target is not None or asked.scaffold is not None
     science = science_of(network, folder, domain) if needs_science else None
     name = network.domain_of(domain) if science is None else science.name
+    shown = None if asked.given is None else shown_by(network, folder, name, asked.given, asked.n)
+    if shown is not None:
+        asked = replace(asked, n=shown.tokens.size)
     pattern = asked.pattern
     if asked.scaffold is not None and science is not None:
         pattern = _pattern_of(network, science, asked.scaffold)
     options = {**asked.options, "pattern": pattern}
     told = network.conditions_of(name).rows(asked.conditions, asked.n) if asked.conditions else None
     first = None if told is None else told[:1]
+    beside = None if shown is None else shown.take(range(1))
     # Options are refused before the work.
-    one = network.generate_tokens(1, domain=name, conditions=first, **{**options, "steps": 1})
+    one = network.generate_tokens(1, domain=name, conditions=first, context=beside, **{**options, "steps": 1})
     if target is None or science is None:
-        tokens = _in_batches(network, asked, name, progress, options, told)
+        tokens = _in_batches(network, asked, name, progress, options, told, shown)
         return Produced(records=network.tokenizers[name].decode(tokens), summary="")
     decode = network.tokenizers[name].decode
     try_writing(target, lambda path: science.write_records(decode(one), path))
-    tokens = _in_batches(network, asked, name, progress, options, told)
+    tokens = _in_batches(network, asked, name, progress, options, told, shown)
     records = decode(tokens)
-    columns: dict[str, Any] = {}
+    columns: dict[str, Any] = {} if shown is None else {"given": shown.ids}
     summary = science.summary(records)
     held = science.holds(records, pattern=asked.pattern, scaffold=asked.scaffold) if pattern else None
     if held is not None:
@@ -172,7 +186,8 @@ def produce(
 
         def unconditional() -> Any:
             fewer, plain = replace(asked, n=min(asked.n, COMPARED)), {**options, "guidance": 0.0}
-            return decode(_in_batches(network, fewer, name, progress, plain, None))
+            part = None if shown is None else shown.first(fewer.n)
+            return decode(_in_batches(network, fewer, name, progress, plain, None, part))
 
         near = nearness(science, network.conditions_of(name), asked.conditions, records, unconditional)
         columns |= near.columns
@@ -216,7 +231,7 @@ def new_parser() -> CommandParser:
 
     parser = CommandParser("generate", generate, "MODEL --n N --out FILE [options]")
     parser.option("model", type=str, metavar="MODEL")
-    parser.option("--n", type=int, default=100)
+    parser.option("--n", type=int | None, default=None)
     parser.option("--out", type=str, required=True, metavar="FILE")
     parser.option("--domain", type=str | None)
     parser.option("--seed", type=int)
@@ -231,6 +246,7 @@ def new_parser() -> CommandParser:
         "--condition", nargs="+", type=str, metavar="NAME=NUMBER", help=parser.helps["conditions"]
     )
     parser.option("--guidance", type=float)
+    parser.option("--given", type=str | None, metavar="FILE")
     parser.option("--batch-size", type=int)
     parser.option("--device", type=str)
     return parser
@@ -244,6 +260,9 @@ def run(options: "Namespace") -> None:
     own = {key: chosen.pop(key) for key in ("steps", "top_k", "top_p", "unmask_order", "guidance")}
     own |= {} if temperature is None else {"temperature": temperature}
     conditions = parse_conditions(chosen.pop("condition"))
+    given = chosen.pop("given")
+    chosen["n"] = chosen["n"] if chosen["n"] is not None else DRAWS if given is None else 1
+    chosen["given"] = None if given is None else find_data(given)
     asked = Asked(**chosen, conditions=conditions, options=own)
     made = produce(plain.pop("model"), asked, **plain, progress=True)
     say(f"{options.out}: {made.summary}")
@@ -256,6 +275,7 @@ def _in_batches(
     progress: bool,
     options: Mapping[str, Any],
     told: "Tensor | None",
+    given: "Shown | None",
 ) -> "TokenBatch":
     """`model.generate` batch by batch with a bar; the first batch has the seed itself, later ones their own."""
     import numpy as np
@@ -271,9 +291,16 @@ def _in_batches(
                 int(np.random.SeedSequence([asked.seed, place]).generate_state(1)[0]) if place else asked.seed
             )
             rows = None if told is None else told[first : first + count]
+            beside = None if given is None else given.take(range(first, first + count))
             done.append(
                 model.generate_tokens(
-                    count, domain=domain, seed=own, batch_size=count, conditions=rows, **options
+                    count,
+                    domain=domain,
+                    seed=own,
+                    batch_size=count,
+                    conditions=rows,
+                    context=beside,
+                    **options,
                 )
             )
             shown.update(task, advance=count)

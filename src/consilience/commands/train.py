@@ -53,6 +53,8 @@ def train(
     condition_column: Sequence[str] = (),
     condition_dropout: float = 0.1,
     condition_dropout_all: float = 0.1,
+    pairs: bool = False,
+    alone: float = 0.25,
     core: "CoreConfig | Options | None" = None,
     training: "TrainingConfig | Options | None" = None,
     init_core: str | Path | None = None,
@@ -82,6 +84,10 @@ def train(
         condition_column: the same, numeric columns of the file, such as --condition-column pIC50; empty = not known.
         condition_dropout: probability that training hides a property of a record, each on its own.
         condition_dropout_all: probability that training hides all properties of a record.
+        pairs: the sciences are modalities of the same objects, such as --pairs with molecules and points: one file that
+            holds them all (QM9, .sdf), or one for each with the same ids. The core then learns each modality alone and
+            given the others.
+        alone: share of the steps of pairs that predict one modality without the others.
         core: size and options of the transformer.
         training: steps, batch size, learning rate and so on.
         init_core: start from the core of the model in this folder, whatever its science.
@@ -95,6 +101,7 @@ def train(
     from consilience.core.training_config import TrainingConfig
     from consilience.core.transformer import CoreConfig
     from consilience.domains.conditions import Wanted
+    from consilience.domains.pairing import teller
     from consilience.domains.pretraining import train_domains
 
     folder = Path(out).expanduser()
@@ -105,6 +112,12 @@ def train(
     sciences = [domain.name for domain in chosen]
     if len(set(sciences)) < len(sciences):
         raise ConsilienceError(f"a science stands twice in {', '.join(sciences)}; name each once")
+    if pairs and len(chosen) < 2:
+        raise ConsilienceError(
+            f"pairs need two sciences, not {sciences[0]} alone: name both, such as molecules points"
+        )
+    if pairs and data is not None and not isinstance(data, Mapping):
+        data = {teller(chosen, find_data(data)): data}
     files = {name: find_data(path) for name, path in files_by_science(data, sciences).items()}
     tokenizers = options_by_science(tokenizer_options, sciences, "tokenizer_options")
     readers = options_by_science(read_options, sciences, "read_options")
@@ -138,6 +151,12 @@ def train(
             "condition_dropout": condition_dropout,
             "condition_dropout_all": condition_dropout_all,
         }
+    if pairs:
+        if not 0 <= alone < 1:
+            raise ConsilienceError(
+                f"alone is a share of the steps in [0, 1), not {alone}; pairs at 1 are never seen"
+            )
+        settings |= {"pairs": True, "alone": alone}
     if limit is not None and limit < 1:
         raise ConsilienceError(f"limit must be at least 1 record, not {limit}")
     if resume:
@@ -157,6 +176,7 @@ def train(
         folder=folder,
         resume=resume,
         conditions=wanted,
+        alone=alone if pairs else None,
         weights=weights,
         init_core=None if init_core is None else Path(init_core).expanduser(),
         settings=settings,
@@ -225,6 +245,8 @@ def new_parser() -> CommandParser:
     parser.option("--condition-column", nargs="+", type=str, metavar="NAME")
     parser.option("--condition-dropout", type=float)
     parser.option("--condition-dropout-all", type=float)
+    parser.option("--pairs", action="store_true")
+    parser.option("--alone", type=float)
     parser.option("--weights", type=dict[str, float], default={})
     parser.option("--objective-options", type=dict[str, Any], default={})
     parser.option("--tokenizer-options", type=dict[str, Any], default={})
@@ -274,7 +296,8 @@ def run(options: "Namespace") -> None:
         return
     for name, values in outcome.history.validation.items():
         kind = weakened(done.model.objective.kind, done.model.predictor(name).likelihoods)
-        say(f"{name}: validation: {loss_in_words(values[-1][1], kind)}")
+        beside = " given " + " and ".join(other for other in done.prepared if other != name)
+        say(f"{name}{beside if options.pairs else ''}: validation: {loss_in_words(values[-1][1], kind)}")
     say(
         f"{folder}: {outcome.steps} steps, {outcome.tokens:,} tokens in {outcome.seconds:.0f} s; "
         f"next: consilience evaluate {folder}"
