@@ -76,7 +76,9 @@ def test_descriptors_are_finite_whatever_the_molecule(bundled: Collection) -> No
     assert found.shape[1] == len(names)
     assert found[0, names.index("MolWt")] == pytest.approx(46.069, abs=1e-3)
     same = bundled.take([0, 1])
-    assert np.array_equal(DOMAIN.descriptors(same), descriptors([Chem.MolFromSmiles(s) for s in same.records]))
+    assert np.array_equal(
+        DOMAIN.descriptors(same), descriptors([Chem.MolFromSmiles(s) for s in same.records])
+    )
 
 
 def test_groups_keep_scaffolds_together_and_split_acyclic_molecules(bundled: Collection) -> None:

@@ -138,6 +138,10 @@ def train(
             "condition_dropout": condition_dropout,
             "condition_dropout_all": condition_dropout_all,
         }
+    elif (condition_dropout, condition_dropout_all) != (0.1, 0.1):
+        raise ConsilienceError(
+            "--condition-dropout needs --condition or --condition-column: there is nothing to hide"
+        )
     if limit is not None and limit < 1:
         raise ConsilienceError(f"limit must be at least 1 record, not {limit}")
     if resume:
