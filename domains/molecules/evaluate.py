@@ -69,7 +69,7 @@ def descriptors(smiles: Sequence[Any]) -> np.ndarray:
     from rdkit import rdBase
     from rdkit.Chem import Descriptors
 
-    largest = np.finfo(np.float32).max
+    largest = float(np.finfo(np.float32).max)
     rows = []
     with rdBase.BlockLogs():
         for record in smiles:
