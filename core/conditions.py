@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FARTHEST = 1e6
+"""Standard deviations from the mean beyond which a condition is a slip of the pen."""
+
 Asked = Mapping[str, float | Sequence[float] | np.ndarray]
 """Property -> one number for all samples, or one for each (NaN = not asked of this one), in its own units."""
 
@@ -65,10 +68,17 @@ class Property:
             raise ConsilienceError(
                 f"condition {name!r} {found} the {len(values)} training records: there is nothing to learn from it"
             )
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, spread = float(known.mean()), float(known.std())
+        if not np.isfinite(mean + spread):
+            raise ConsilienceError(
+                f"condition {name!r} has values up to {np.abs(known).max():g} in the training records, too large for a "
+                "mean and a spread: correct them or leave them empty"
+            )
         return cls(
             name=name,
-            mean=float(known.mean()),
-            spread=float(known.std()),
+            mean=mean,
+            spread=spread,
             low=float(known.min()),
             high=float(known.max()),
             computed=computed,
@@ -146,8 +156,13 @@ class Conditions:
             ConsilienceError: for a property that was not trained with, or values that are not one number a sample.
         """
         full: dict[str, np.ndarray] = {name: np.full(n, np.nan) for name in self.names}
+        spelled: dict[str, str] = {}
         for name, value in asked.items():
             one = self.named(name)
+            if spelled.setdefault(one.name, name) != name:
+                raise ConsilienceError(
+                    f"condition {one.name!r} is asked for twice, as {spelled[one.name]!r} and as {name!r}"
+                )
             try:
                 numbers = np.asarray(value, np.float64)
             except (TypeError, ValueError) as error:
@@ -158,6 +173,11 @@ class Conditions:
                 )
             if numbers.ndim == 0 and np.isnan(numbers):
                 raise ConsilienceError(f"condition {name!r} must be a number, not {value!r}; or leave it out")
+            if (np.abs(numbers - one.mean) > FARTHEST * one.spread).any():
+                raise ConsilienceError(
+                    f"condition {name!r} is {value!r}, more than {FARTHEST:g} standard deviations from what the model "
+                    f"was trained on, {one.low:g} to {one.high:g}"
+                )
             for beyond in numbers[(numbers < one.low) | (numbers > one.high)].ravel()[:1].tolist():
                 logger.warning(
                     "%s = %g lies outside of what the model was trained on, %g to %g",

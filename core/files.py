@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,11 +12,14 @@ from consilience.core.errors import ConsilienceError
 def replace_text(path: Path, text: str) -> None:
     """Write a file in one step: a reader, and a machine that stops, sees the old content or the new."""
     part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)  # there still where Ctrl-C or a full disk came between
 
 
 @contextmanager
@@ -24,13 +27,47 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path to write to; what was written there takes the place of `path` when the block ends well.
 
     The block works in a folder beside the target, so that writers see the right file name and may write several
-    files. Messages name the target.
+    files, or a folder where `path` is none yet. Messages name the target.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+    with _beside(path) as folder:
+        yield folder / path.name
+        for written in sorted(folder.iterdir()):
+            os.replace(written, path.parent / written.name)
+
+
+def try_writing(path: Path, write: Callable[[Path], None]) -> None:
+    """Write something small in the way `path` will be written, and throw it away.
+
+    A wrong file ending, a full disk or a folder without permission then stop a command before its work.
+    """
+    if path.is_dir():
+        raise ConsilienceError(f"{path} is a folder: name a file to write")
+    with _beside(path) as folder:
+        write(folder / path.name)
+
+
+def new_folder(path: Path) -> None:
+    """Raise ConsilienceError where a folder is to be written that is there already, or cannot be there."""
+    if path.exists() and not path.is_dir():
+        raise ConsilienceError(f"{path} is a file: name a folder to write")
+    if path.is_dir() and any(path.iterdir()):
+        raise ConsilienceError(f"{path} is not empty: choose another --out, or remove it")
+    with _beside(path):
+        pass
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A folder beside a target, gone after the block."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        above = next((place for place in path.parents if place.exists()), Path())
+        why = f"{above} is no folder" if not above.is_dir() else error.strerror or str(error)
+        raise ConsilienceError(f"{path} cannot be written ({why}): name another place") from error
+    with held as folder:
         try:
-            yield Path(folder) / path.name
+            yield Path(folder)
         except ConsilienceError as error:
             raise ConsilienceError(str(error).replace(folder, str(path.parent))) from error
-        for written in sorted(Path(folder).iterdir()):
-            os.replace(written, path.parent / written.name)

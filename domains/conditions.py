@@ -4,6 +4,7 @@ A property is computed from the record by the science itself (`Domain.compute`),
 numeric column. Scales and ranges come from training rows alone; what is not known of a record stays hidden there.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,8 @@ from consilience.core.feed import Source
 from consilience.domains.base import Domain
 from consilience.domains.cached import PreparedTokens
 from consilience.domains.preparation import Prepared
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,13 +124,22 @@ def _column(data: Prepared | PreparedTokens, name: str) -> np.ndarray:
     labels = _labels(data)
     if name not in labels:
         known = ", ".join(labels) or "none"
-        raise ConsilienceError(f"{data.domain.name}: the data have no column {name!r}; known: {known}")
+        raise ConsilienceError(
+            f"{data.domain.name}: the data have no column {name!r} of numbers; known: {known} (a column that "
+            "is empty or holds text somewhere, such as > 5, is none)"
+        )
     column = np.asarray(labels[name])
     if column.dtype.kind not in "fiub":
         raise ConsilienceError(
             f"{data.domain.name}: column {name!r} holds text such as {str(column[0])!r}; a condition is a number"
         )
-    return column.astype(np.float64)
+    column = column.astype(np.float64)
+    infinite = int(np.isinf(column).sum())
+    if infinite:
+        logger.warning(
+            "%s: %d infinite value(s) of column %s count as not known", data.domain.name, infinite, name
+        )
+    return column
 
 
 def _labels(data: Prepared | PreparedTokens) -> Mapping[str, np.ndarray]:

@@ -36,7 +36,7 @@ def check_labels(labels: np.ndarray, targets: tuple[str, ...], split: Split, kin
     least = 2 if kind == "classification" else 1
     if all(_different(own) < least for own in labels[split.test].T):
         raise ConsilienceError(
-            f"the test part ({len(split.test)} molecules) has less than {least} different label(s) of "
+            f"the test part ({len(split.test)} molecule(s)) has less than {least} different label(s) of "
             f"{', '.join(targets)}: nothing can be scored; give more molecules, or another split with --split"
         )
 

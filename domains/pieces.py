@@ -48,6 +48,19 @@ def places_in_source(collection: Collection) -> np.ndarray | None:
     return np.setdiff1d(np.arange(total), unread)
 
 
+def failures_of(collection: Collection, refused: Iterable[Failure]) -> list[Failure]:
+    """Records of a collection that somebody refused by their position, with their place in the source and their id."""
+    places = places_in_source(collection)
+    return [
+        replace(
+            failure,
+            index=failure.index if places is None else int(places[failure.index]),
+            id=str(collection.ids[failure.index]),
+        )
+        for failure in refused
+    ]
+
+
 def end_to_end(parts: Sequence[Any]) -> list[Any]:
     """Lists of records as one."""
     return list(chain.from_iterable(parts))

@@ -14,7 +14,7 @@ from consilience.core.records import Collection, Failure, take_records
 from consilience.core.token_cache import is_cache, read_plan
 from consilience.core.tokenizer import Tokenizer
 from consilience.domains.base import Domain
-from consilience.domains.pieces import Piece, pieces_of
+from consilience.domains.pieces import Piece, pieces_of, places_in_source
 from consilience.domains.splits import FRACTIONS, Split, grouped_split, split_hash
 
 logger = logging.getLogger(__name__)
@@ -107,8 +107,12 @@ def limited(collection: Collection, limit: int | None) -> Collection:
     """At most this many records, drawn with a fixed seed."""
     if limit is None or limit >= len(collection):
         return collection
-    chosen = np.random.default_rng(0).permutation(len(collection))[:limit]
-    return collection.take(np.sort(chosen))
+    return collection.take(_drawn(len(collection), limit))
+
+
+def _drawn(n: int, limit: int) -> np.ndarray:
+    """Sorted positions of `limit` among n records."""
+    return np.sort(np.random.default_rng(0).permutation(n)[:limit])
 
 
 def stream_collection(
@@ -157,14 +161,19 @@ def prepare(
     Raises:
         ConsilienceError: a split that does not fit the collection or parts a group.
     """
+    if split is not None and limit is not None:
+        raise ConsilienceError("prepare: a given split names records by position; leave out limit")
+    places, failures = places_in_source(collection), list(collection.failures)
+    if places is None:
+        places = np.arange(len(collection))
     if split is not None:
-        if limit is not None:
-            raise ConsilienceError("prepare: a given split names records by position; leave out limit")
-        collection, split = _given(collection, split)
-    collection = limited(collection, limit)
+        collection, split, used = _given(collection, split)
+        places = places[used]
+    elif limit is not None and limit < len(collection):
+        places, failures = places[_drawn(len(collection), limit)], []
+        collection = limited(collection, limit)
     if split is None:
-        split = grouped_split(collection.group_of, fractions=fractions or FRACTIONS, seed=split_seed)
-    failures = list(collection.failures)
+        split = _split(collection, fractions or FRACTIONS, split_seed)
     fitted: Tokenizer[Any]
     if isinstance(tokenizer, Tokenizer):
         fitted = tokenizer
@@ -173,8 +182,10 @@ def prepare(
     refused = fitted.check(collection.records)
     if refused:
         failures += [
-            Failure(index=f.index, id=str(collection.ids[f.index]), reason=f.reason) for f in refused
+            Failure(index=int(places[f.index]), id=str(collection.ids[f.index]), reason=f.reason)
+            for f in refused
         ]
+        failures.sort(key=lambda failure: failure.index)
         bad = {f.index for f in refused}
         keep = np.array([i for i in range(len(collection)) if i not in bad], dtype=np.int64)
         if not len(keep):
@@ -192,8 +203,22 @@ def prepare(
     )
 
 
-def _given(collection: Collection, split: Split) -> tuple[Collection, Split]:
-    """The records of a given split alone, and the split in their positions; ConsilienceError when it is unfit."""
+def _split(collection: Collection, fractions: Sequence[float], seed: int) -> Split:
+    """The parts by group; ConsilienceError, naming the data, where there are too few groups or nothing to train on."""
+    try:
+        split = grouped_split(collection.group_of, fractions=fractions, seed=seed)
+    except ConsilienceError as error:
+        raise ConsilienceError(f"{collection.source}: {error}") from error
+    if not len(split.train):
+        raise ConsilienceError(
+            f"{collection.source}: the parts {' '.join(map(str, fractions))} leave no record to train on; give the "
+            "first one a share"
+        )
+    return split
+
+
+def _given(collection: Collection, split: Split) -> tuple[Collection, Split, np.ndarray]:
+    """The records of a given split, the split in their positions, and theirs; ConsilienceError when it is unfit."""
     used = np.sort(np.concatenate(list(split.parts().values())))
     if not len(split.train):
         raise ConsilienceError(f"{collection.source}: the given split has no training record")
@@ -210,6 +235,6 @@ def _given(collection: Collection, split: Split) -> tuple[Collection, Split]:
                     f"{collection.source}: the given split has group {group!r} in {part_of[group]} and in {name}"
                 )
     if len(used) == len(collection):
-        return collection, split
+        return collection, split, used
     moved = {name: np.searchsorted(used, index) for name, index in split.parts().items()}
-    return collection.take(used), Split(**moved)
+    return collection.take(used), Split(**moved), used

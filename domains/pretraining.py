@@ -144,6 +144,23 @@ def pretrain(
     return TrainedRun(model=model, outcome=outcome, prepared=prepared)
 
 
+def finished(done: TrainedRun, steps: int) -> FoundationModel:
+    """The model of a run that came to its end; KeyboardInterrupt for one that Ctrl-C ended in good order before.
+
+    Scripts that go on with the model use it, so that they never go on with one that is half trained.
+
+    Args:
+        done: the run.
+        steps: that it was to have.
+    """
+    if done.outcome.interrupted:
+        raise KeyboardInterrupt(
+            f"interrupted at step {done.outcome.steps} of {steps} of the training; asked for again, with --resume true "
+            "where there is one, it goes on from there"
+        )
+    return done.model
+
+
 def train_domains(
     domains: Sequence[Domain],
     objective: Objective,

@@ -54,10 +54,12 @@ def _check_fractions(fractions: Sequence[float]) -> np.ndarray:
     shares = np.asarray(fractions, dtype=np.float64)
     if shares.shape != (3,) or not np.isfinite(shares).all() or (shares < 0).any():
         raise ConsilienceError(
-            f"fractions={tuple(fractions)}: give three non-negative numbers, e.g. (0.7, 0.1, 0.2)"
+            f"the parts {' '.join(map(str, fractions))} must be three shares of 0 or more, such as 0.7 0.1 0.2"
         )
     if abs(shares.sum() - 1) > 1e-6:
-        raise ConsilienceError(f"fractions={fractions} add up to {shares.sum():g}; they must add up to 1")
+        raise ConsilienceError(
+            f"the parts {' '.join(map(str, fractions))} add up to {shares.sum():g}; they must add up to 1"
+        )
     return shares
 
 
@@ -88,7 +90,7 @@ def grouped_split(
     if len(names) < len(wanted):
         raise ConsilienceError(
             f"{len(names)} group(s) in {len(group_of)} record(s) cannot fill {len(wanted)} parts; "
-            "give more records, finer groups, or a fraction of 0 for the part to leave out"
+            "give more records, or a share of 0 to the part to leave out (--parts 0.9 0 0.1)"
         )
     keys = [_draw(name, seed) for name in names.tolist()]
     lacking = (shares * len(group_of)).tolist()

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
 from consilience.core.errors import ConsilienceError
+from consilience.core.options import check_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class CellOptions:
     order: Literal["mean", "vocabulary", "genome"] = "mean"
 
     def __post_init__(self) -> None:
+        check_types(self, "cells")
         choices = {
             "view": ("counts", "ranks"),
             "value_encoding": ("soft-bins", "log"),

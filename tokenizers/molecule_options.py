@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from consilience.core.errors import ConsilienceError
+from consilience.core.options import check_types
 from consilience.tokenizers.molecule_notation import Form, Language
 
 
@@ -27,6 +28,7 @@ class MoleculeOptions:
     base_symbols: bool = True
 
     def __post_init__(self) -> None:
+        check_types(self, "molecules")
         for name, value, known in (
             ("notation", self.notation, ("smiles", "selfies")),
             ("form", self.form, ("as-given", "canonical", "randomised")),

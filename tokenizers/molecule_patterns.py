@@ -67,10 +67,10 @@ def read_pattern(text: str) -> Pattern:
     parts: list[tuple[str, ...] | Free] = []
     end = 0
     for found in _FREE.finditer(text):
-        parts += [tuple(split(text[end : found.start()]))]
+        parts.append(_symbols(text, end, found.start()))
         parts.append(_free(text, found))
         end = found.end()
-    parts.append(tuple(split(text[end:])))
+    parts.append(_symbols(text, end, len(text)))
     read = Pattern(text=text, parts=tuple(part for part in parts if isinstance(part, Free) or part))
     if not read.free:
         raise ConsilienceError(
@@ -82,6 +82,22 @@ def read_pattern(text: str) -> Pattern:
 def free_as_atoms(text: str) -> str:
     """The pattern with a plain `*`, an atom of any kind in SMILES, for every free part."""
     return _FREE.sub("*", text)
+
+
+def _short(text: str, most: int = 60) -> str:
+    """A text in quotes, cut where it is long."""
+    return repr(text) if len(text) <= most else f"{text[:most]!r}... ({len(text)} characters)"
+
+
+def _symbols(text: str, start: int, end: int) -> tuple[str, ...]:
+    """The kept symbols of a stretch of the pattern."""
+    try:
+        return tuple(split(text[start:end]))
+    except ConsilienceError as error:
+        raise ConsilienceError(
+            f"pattern {text!r}: {str(error).partition(';')[0]}; symbols are those of SMILES, lengths are written "
+            "*{3}, *{2,8} or *{4,}"
+        ) from error
 
 
 def _free(text: str, found: re.Match[str]) -> Free:
@@ -126,8 +142,9 @@ def draw_lengths(
         share = counts * (torch.arange(len(counts)) >= need[:, None])
         if bool((share.sum(1) == 0).any()):
             raise ConsilienceError(
-                f"pattern {pattern.text!r} needs {int(need.max())} tokens, begin and end included, and the longest "
-                f"training molecule has {len(length_counts) - 1}: give free parts a length, as in *{{1,8}}"
+                f"pattern {_short(pattern.text)} needs {int(need.max())} tokens, begin and end included, and the "
+                f"longest training molecule has {len(length_counts) - 1}: keep less of it, or with "
+                "--pattern give free parts a length, as in *{1,8}"
             )
         for row, extra in enumerate((_drawn(share, generator) - need).tolist()):
             found[row, open_ended] += _shared(extra, len(open_ended), generator)

@@ -86,7 +86,13 @@ def limits(table: PointTable, options: PointOptions, learned: PointState) -> dic
     if learned.types and table.codes is None:
         found |= dict.fromkeys(everything, "has no types, but the tokenizer was fitted on typed points")
     if options.bonds and table.bonds is None:
-        found |= dict.fromkeys(everything, "has no bonds, and the tokenizer has bonds=True")
+        found |= dict.fromkeys(
+            everything,
+            (
+                "has no bonds, and the tokenizer has bonds=True: read them from an .sdf file with "
+                "--read-options '{bonds: true}'"
+            ),
+        )
     columns = 0 if table.features is None else table.features.shape[1]
     if learned.feature_shift and columns != len(learned.feature_shift):
         found |= dict.fromkeys(everything, f"has {columns} features, expected {len(learned.feature_shift)}")

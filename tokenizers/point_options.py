@@ -8,6 +8,7 @@ import numpy as np
 
 from consilience.core.batch import TokenSpec
 from consilience.core.errors import ConsilienceError
+from consilience.core.options import check_types
 from consilience.core.written import LATE, written
 from consilience.tokenizers.point_bonds import KINDS
 from consilience.tokenizers.point_records import PointTable, Unit
@@ -71,6 +72,7 @@ class PointOptions:
     bonds: bool = field(default=False, metadata=LATE)
 
     def __post_init__(self) -> None:
+        check_types(self, "points")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ConsilienceError(

@@ -76,7 +76,7 @@ class PointTokenizer(Tokenizer[Sequence[PointCloud]]):
         beyond = limits(table, config, learned)
         kept = [i for i in range(len(table)) if i not in beyond]
         if not kept:
-            raise ConsilienceError(f"points: no usable cloud to fit on; the first has {beyond[0]}")
+            raise ConsilienceError(f"points: no usable cloud to fit on; the first: {beyond[0]}")
         examples = table.take(_spaced(kept, EXAMPLES))
         return cls(options=config, learned=cls(options=config, learned=learned)._with_examples(examples))
 

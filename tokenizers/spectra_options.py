@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from consilience.core.errors import ConsilienceError
+from consilience.core.options import check_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,7 @@ class SpectrumOptions:
     max_grids: int = 4
 
     def __post_init__(self) -> None:
+        check_types(self, "galaxies")
         if self.patch_size < 1:
             raise ConsilienceError(f"patch_size must be at least 1 pixel, not {self.patch_size}")
         if not 0 <= self.min_weight < self.max_weight < math.inf:

@@ -64,10 +64,17 @@ def scaffold_of_pattern(pattern: str) -> str | None:
 
 def _attachable(scaffold: str) -> Chem.Mol:
     """The molecule of a scaffold, its attachment points without numbers."""
+    if not scaffold.strip():
+        raise ConsilienceError(
+            "the scaffold is empty: write a SMILES with * where it is to go on, as in 'c1ccc(*)cc1'"
+        )
     try:
         mol = parse(scaffold)
     except ConsilienceError as error:
-        raise ConsilienceError(f"scaffold: {error}") from error
+        raise ConsilienceError(
+            f"scaffold {scaffold!r} is no SMILES that RDKit can read: correct it (lengths such as *{{2,8}} are for "
+            "--pattern)"
+        ) from error
     for atom in mol.GetAtoms():
         if atom.GetAtomicNum() == 0:
             atom.SetAtomMapNum(0)

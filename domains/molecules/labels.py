@@ -23,6 +23,10 @@ SAME = 1e-6
 """Numbers that differ by less, relative to their size, are one measurement written twice."""
 
 
+LARGEST = 1e30
+"""Labels beyond it are no measurements, and their squares could not be added up."""
+
+
 def read_labels(
     path: Path, targets: Sequence[str], *, smiles_column: str | None = None, kind: Kind | None = None
 ) -> LabelledTable:
@@ -38,8 +42,10 @@ def read_labels(
         ConsilienceError: naming the file: no such column, labels that are neither two classes nor numbers, targets of
             different kinds, or no molecule left.
     """
-    frame, column, identity = read_columns(path, column=smiles_column)
+    frame, column, identity = read_columns(path, column=smiles_column, option="--smiles-column")
     names = list(frame.columns)
+    if not len(frame):
+        raise ConsilienceError(f"{path}: there is no row after the header")
     for name in targets:
         if name not in names or name == column:
             raise ConsilienceError(
@@ -68,7 +74,7 @@ def read_labels(
         and (named != "").all()
     ):
         ids = named.tolist()
-    collection = _collect(path, smiles.tolist(), ids, labels, targets)
+    collection = _collect(path, column, smiles.tolist(), ids, labels, targets)
     return LabelledTable(
         collection=collection,
         targets=tuple(targets),
@@ -116,7 +122,7 @@ def _kind(path: Path, name: str, text: pd.Series, asked: Kind | None) -> Kind:
             "a task needs two"
         )
     numbers = pd.to_numeric(text[text != ""], errors="coerce")
-    bad = numbers.index[~np.isfinite(numbers)]
+    bad = numbers.index[~(numbers.abs() <= LARGEST)]
     if asked == "classification" and len(values) != 2:
         raise ConsilienceError(
             f"{path}: column {name!r} has {len(values)} different values, not two classes; cut it into 0 and 1, or "
@@ -124,8 +130,8 @@ def _kind(path: Path, name: str, text: pd.Series, asked: Kind | None) -> Kind:
         )
     if len(bad) and (asked == "regression" or len(values) != 2):
         raise ConsilienceError(
-            f"{path}: row {bad[0] + 1} of column {name!r} is {text[bad[0]]!r}; labels are numbers or two classes: "
-            "correct it or leave it empty"
+            f"{path}: row {bad[0] + 1} of column {name!r} is {text[bad[0]]!r}; labels are two classes or numbers of at "
+            f"most {LARGEST:g}: correct it or leave it empty"
         )
     return asked or ("classification" if len(values) == 2 else "regression")
 
@@ -145,7 +151,12 @@ def _encode(path: Path, name: str, text: pd.Series, kind: Kind) -> tuple[np.ndar
 
 
 def _collect(
-    path: Path, smiles: Sequence[str], ids: Sequence[str], labels: np.ndarray, targets: Sequence[str]
+    path: Path,
+    column: str,
+    smiles: Sequence[str],
+    ids: Sequence[str],
+    labels: np.ndarray,
+    targets: Sequence[str],
 ) -> Collection:
     """One record a molecule, in the order of the canonical SMILES."""
     failures: list[Failure] = []
@@ -171,7 +182,7 @@ def _collect(
     if not kept:
         raise ConsilienceError(
             f"{path}: no molecule with a label is left of {len(smiles)} rows"
-            + (f"; first, {failures[0].reason}" if failures else "")
+            + (f"; first, {failures[0].reason} (column {column!r} is read as SMILES)" if failures else "")
         )
     table = np.stack(list(kept.values()))
     return Collection(

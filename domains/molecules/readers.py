@@ -18,6 +18,7 @@ import pandas as pd
 from rdkit import Chem, rdBase
 
 from consilience.core.errors import ConsilienceError
+from consilience.domains.molecules.separated import check_cells, check_there, header_of, separator_of
 
 SUFFIXES = (".smi", ".txt", ".csv", ".tsv", ".sdf", ".parquet")
 
@@ -85,8 +86,7 @@ def read_tables(
 
     What is said of a whole column (numeric or not, names or none) is said of the piece; `Facts` joins it.
     """
-    if not path.is_file():
-        raise ConsilienceError(f"{path}: no such file")
+    check_there(path)
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if kind.lower() not in SUFFIXES:
         raise ConsilienceError(
@@ -150,6 +150,10 @@ def _named(path: Path) -> Iterator[None]:
         raise
     except pd.errors.EmptyDataError as error:
         raise ConsilienceError(f"{path}: the file is empty; it holds no molecule") from error
+    except UnicodeDecodeError as error:
+        raise ConsilienceError(
+            f"{path}: is not UTF-8 text ({error.reason}); save it as UTF-8 (in a spreadsheet: CSV UTF-8)"
+        ) from error
     except (ValueError, OSError, EOFError, zlib.error) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConsilienceError(f"{path}: cannot be read ({reason}); is it whole?") from error
@@ -200,38 +204,35 @@ def _read_lines(path: Path, column: str | None, id_column: str | None, size: int
 
 
 def read_columns(
-    path: Path, *, column: str | None = None, id_column: str | None = None
+    path: Path, *, column: str | None = None, id_column: str | None = None, option: str = "column"
 ) -> tuple[pd.DataFrame, str, str | None]:
     """Every column of a .csv or .tsv file (also .gz) as text, and which of them hold SMILES and ids.
 
-    Errors as in `read_table`.
+    Errors as in `read_table`; `option` is what the argument `column` is called in them.
     """
+    check_there(path)
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if kind.lower() not in (".csv", ".tsv"):
         raise ConsilienceError(f"{path}: labels are read from .csv and .tsv files (also .gz), not {kind!r}")
-    if not path.is_file():
-        raise ConsilienceError(f"{path}: no such file")
     with _named(path):
-        frame = pd.read_csv(path, sep=_separator(path), dtype=str)
+        header = header_of(path)
+        frame = pd.read_csv(path, sep=separator_of(path), dtype=str)
+    check_cells(frame, path)
+    twice = next((name for place, name in enumerate(header) if name and name in header[:place]), None)
+    if twice is not None:
+        raise ConsilienceError(f"{path}: two columns are called {twice!r}; give each a name of its own")
     names = [str(name).strip() for name in frame.columns]
     frame.columns = pd.Index(names)
-    found = _smiles_column(path, names, column)
+    found = _smiles_column(path, names, column, option)
     return frame, found, _find(path, names, id_column, ID_NAMES, "id column", "id_column")
-
-
-def _separator(path: Path) -> str:
-    """Tab, comma or semicolon, whichever the header holds."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        header = file.readline()
-    return next((mark for mark in ("\t", ",", ";") if mark in header), ",")
 
 
 def _read_csv(path: Path, column: str | None, id_column: str | None, size: int | None) -> Iterator[Table]:
     """Separated columns with a header."""
     before = 0
-    frames = pd.read_csv(path, sep=_separator(path), dtype=str, chunksize=size)
+    frames = pd.read_csv(path, sep=separator_of(path), dtype=str, chunksize=size)
     for frame in [frames] if isinstance(frames, pd.DataFrame) else frames:
+        check_cells(frame, path)
         yield _from_frame(frame, path, column, id_column, before)
         before += len(frame)
 
@@ -291,11 +292,11 @@ def _from_frame(
     )
 
 
-def _smiles_column(path: Path, names: list[str], wanted: str | None) -> str:
-    found = _find(path, names, wanted, SMILES_NAMES, "SMILES column", "column")
+def _smiles_column(path: Path, names: list[str], wanted: str | None, option: str = "column") -> str:
+    found = _find(path, names, wanted, SMILES_NAMES, "SMILES column", option)
     if found is None:
         raise ConsilienceError(
-            f"{path}: no SMILES column among {', '.join(names[:20])}; name it with column= (looked for "
+            f"{path}: no SMILES column among {', '.join(names[:20])}; name it with {option}= (looked for "
             f"{', '.join(SMILES_NAMES)}), or use the ending .smi for a file without header"
         )
     return found

@@ -40,11 +40,23 @@ def read_npz(path: Path, held: dict[str, np.ndarray]) -> Source:
         types = held[names["types"]]
         if types.ndim == 1 and positions.ndim == 3 and len(types) == positions.shape[1]:
             types = np.broadcast_to(types, positions.shape[:2])
+        if types.dtype.kind not in "iuUS":
+            raise ConsilienceError(
+                f"{path}: `{names['types']}` must be names or atomic numbers, not {types.dtype}"
+            )
         _fits(path, names["types"], types.size, len(flat))
         unique, codes = np.unique(types.reshape(-1), return_inverse=True)
-        type_list = tuple(str(name) for name in type_names(unique, unit))
+        try:
+            type_list = tuple(str(name) for name in type_names(unique, unit))
+        except ConsilienceError as error:
+            raise ConsilienceError(f"{path}: `{names['types']}`: {error}") from error
     features = held.get("features")
     if features is not None:
+        if features.dtype.kind not in "iufb" or features.ndim < 2:
+            raise ConsilienceError(
+                f"{path}: `features` must be numbers of shape (T, F) or (n, m, F), not {features.shape} of "
+                f"{features.dtype}"
+            )
         features = features.reshape(-1, features.shape[-1]).astype(np.float64)
         _fits(path, "features", len(features), len(flat))
     used = {*names.values(), "n_points", "n_atoms", "features", "unit", "ids", "groups"}
@@ -55,6 +67,8 @@ def read_npz(path: Path, held: dict[str, np.ndarray]) -> Source:
     }
     for name in ("ids", "groups"):
         if name in held:
+            if held[name].ndim != 1:
+                raise ConsilienceError(f"{path}: `{name}` must be (n,), one a cloud, not {held[name].shape}")
             _fits(path, name, len(held[name]), n)
     return Source(
         clouds=PointTable(flat, starts, codes, type_list, features, unit),
@@ -74,7 +88,12 @@ def _starts(path: Path, positions: np.ndarray, held: dict[str, np.ndarray]) -> n
         )
     if positions.ndim == 3:
         return np.arange(len(positions) + 1, dtype=np.int64) * positions.shape[1]
-    sizes = held.get("n_points", held.get("n_atoms", np.array([len(positions)]))).astype(np.int64)
+    sizes = held.get("n_points", held.get("n_atoms", np.array([len(positions)])))
+    if sizes.dtype.kind not in "iu" or sizes.ndim != 1 or (sizes < 0).any():
+        raise ConsilienceError(
+            f"{path}: n_points must be (n,) whole numbers of points, not {sizes.shape} of {sizes.dtype}"
+        )
+    sizes = sizes.astype(np.int64)
     _fits(path, "positions", len(positions), int(sizes.sum()))
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 

@@ -91,6 +91,13 @@ def with_bonds(source: Source, path: Path) -> Source:
         ConsilienceError: clouds without bonds that are not QM9's.
     """
     if not len(source.clouds) or source.clouds[0].bonds is not None:
+        if len(source.clouds) and not any(
+            len(cloud.bonds) for cloud in source.clouds if cloud.bonds is not None
+        ):
+            raise ConsilienceError(
+                f"{path}: not one of its {len(source.clouds)} molecules has a bond; give a file with bonds, or leave "
+                "bonds out"
+            )
         return source
     table = PointTable.of(source.clouds)
     if source.origin != "computed" or source.groups is None or table.codes is None:

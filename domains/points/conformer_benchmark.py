@@ -17,6 +17,7 @@ import numpy as np
 from rdkit import Chem
 
 from consilience.core.errors import ConsilienceError
+from consilience.core.files import replace_text, try_writing
 from consilience.core.model import FoundationModel
 from consilience.core.objectives import Denoising
 from consilience.core.records import Collection
@@ -30,7 +31,7 @@ from consilience.domains.points.domain import DOMAIN
 from consilience.domains.points.generate_conformers import TOKENIZER, etkdg, generate
 from consilience.domains.points.qm9_split import TRAIN, VALIDATION, draw
 from consilience.domains.preparation import prepare
-from consilience.domains.pretraining import pretrain
+from consilience.domains.pretraining import finished, pretrain
 from consilience.domains.script import function_script, tell_row, write_rows
 from consilience.domains.splits import Split
 from consilience.tokenizers.point_records import PointTable
@@ -108,7 +109,7 @@ def train(
         resume=(folder / LAST).is_file(),
         progress=progress,
     )
-    return done.model.eval()
+    return finished(done, training.steps).eval()
 
 
 def run(
@@ -145,9 +146,14 @@ def run(
     core = core or CoreConfig(width=64, depth=4, heads=4)
     training = training or TrainingConfig(steps=3000, tokens_per_batch=2048, learning_rate=2e-3)
     folder = Path(out).expanduser()
+    counts = {"molecules": molecules, "validation": validation, "test": test, "n": n, "steps": steps}
+    for name, count in counts.items():
+        if count < 1:
+            raise ConsilienceError(f"{name} must be at least 1, not {count}")
+    try_writing(folder / "settings.json", lambda path: path.touch())
     collection = data.read(Path(data_file).expanduser())
     # From the permutation itself: the parts of a Split are sorted, and QM9 begins with its smallest molecules.
-    order = draw(len(collection), seed=split_seed)
+    order = draw(len(collection), seed=split_seed, source=collection.source)
     parts = [
         order[:molecules][:TRAIN],
         order[TRAIN : TRAIN + VALIDATION][:validation],
@@ -172,7 +178,7 @@ def run(
     settings = {"core": asdict(core), "training": asdict(training), "trained_on": int(ends[0]), "align": align, "n": n,
                 "steps": steps, "parameters": sum(p.numel() for p in model.parameters()),
                 "data": collection.fingerprint}  # fmt: skip
-    (folder / "settings.json").write_text(json.dumps(settings, indent=1))
+    replace_text(folder / "settings.json", json.dumps(settings, indent=1))
     write_rows(folder / "results.csv", rows)
     return rows
 
@@ -215,7 +221,8 @@ def compare(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; the exit code."""
-    return function_script(run, "consilience.domains.points.conformer_benchmark", argv)
+    kept = "the same command goes on with the training where it stood"
+    return function_script(run, "consilience.domains.points.conformer_benchmark", argv, kept=kept)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from consilience.core.checkpoint import read_config
 from consilience.core.errors import ConsilienceError
+from consilience.core.files import new_folder, replace_text, try_writing
+from consilience.core.objectives import Denoising
 from consilience.core.records import Collection
 from consilience.core.training_config import TrainingConfig
 from consilience.core.transformer import CoreConfig
@@ -97,8 +102,14 @@ def _written(out: Path) -> list[dict[str, Any]]:
     path = out / "results.csv"
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for name in ("property", "labels", "start", "seed", "learning_rate", "mae"):
+        if any(not row.get(name) for row in rows):
+            raise ConsilienceError(
+                f"{path}: a row without `{name}`; remove the file, its rows are computed again"
+            )
+    return rows
 
 
 def _write(rows: Sequence[Mapping[str, Any]], references: References | None, out: Path) -> None:
@@ -106,7 +117,7 @@ def _write(rows: Sequence[Mapping[str, Any]], references: References | None, out
     if references is not None:
         energies = dict(zip(references.elements, references.energies.tolist()))
         told = {"unit": "eV", "energies": energies, "residual": references.residual}
-        (out / f"references_{rows[-1]['labels']}.json").write_text(json.dumps(told, indent=1))
+        replace_text(out / f"references_{rows[-1]['labels']}.json", json.dumps(told, indent=1))
 
 
 def run(
@@ -149,25 +160,24 @@ def run(
     core = core or CoreConfig(width=64, depth=4, heads=4)
     training = training or TrainingConfig(steps=1000, tokens_per_batch=1024, learning_rate=1e-3)
     folder = Path(out).expanduser()
-    if not resume and folder.exists() and any(folder.iterdir()):
+    if not resume and folder.is_dir() and any(folder.iterdir()):
         raise ConsilienceError(f"{folder} is not empty: choose another --out, --resume true, or remove it")
-    if init is not None and pretrain_steps:
-        raise ConsilienceError(
-            "give init or pretrain_steps, not both: the first is a model that was pre-trained"
-        )
-    for name in properties:
-        property_of(name)
-    if not seeds or not labels or not properties:
-        raise ConsilienceError("give at least one property, one number of labels and one seed")
+    if folder.is_dir():
+        try_writing(folder / "settings.json", lambda path: path.touch())
+    else:
+        new_folder(folder)
+    start = None if init is None else Path(init).expanduser()
+    _check(properties, labels, seeds, methods, learning_rates, choose_on, start, pretrain_steps, noise, core)
     collection = data.read(Path(data_file).expanduser())
+    # Before anything is written: a file that cannot be split leaves nothing behind.
+    order = draw(len(collection), seed=split_seed, source=collection.source)
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"core": asdict(core), "training": asdict(training), "noise": noise, "init": init,
                 "pretrain_steps": pretrain_steps, "learning_rates": list(learning_rates),
                 "choose_on": choose_on, "data": collection.fingerprint}  # fmt: skip
     _same_or_new(folder / "settings.json", settings)
-    start = None if init is None else Path(init).expanduser()
     if pretrain_steps:
-        split = split_of(draw(len(collection), seed=split_seed), choose_on=choose_on)
+        split = split_of(order, choose_on=choose_on)
         start = folder / "pretrained"
         pretrain_on(
             collection, split, noise=noise, core=core, folder=start, resume=(start / "config.json").is_file(),
@@ -183,6 +193,48 @@ def run(
     return found
 
 
+def _check(
+    properties: Sequence[str],
+    labels: Sequence[int],
+    seeds: Sequence[int],
+    methods: Sequence[Method],
+    learning_rates: Sequence[float],
+    choose_on: int,
+    init: Path | None,
+    pretrain_steps: int,
+    noise: float,
+    core: CoreConfig,
+) -> None:
+    """Raise ConsilienceError for what is asked wrongly, before minutes of reading and training; see `run`."""
+    for name in properties:
+        property_of(name)
+    if not seeds or not labels or not properties or not methods:
+        raise ConsilienceError("give at least one property, one number of labels, one seed and one method")
+    if min(seeds) < 0 or pretrain_steps < 0:
+        raise ConsilienceError(
+            f"seeds and pretrain_steps must not be negative, not {min(seeds)} and {pretrain_steps}"
+        )
+    if any(rate <= 0 for rate in learning_rates):
+        raise ConsilienceError(f"learning_rates must be positive, not {min(learning_rates)}")
+    some = np.arange(TRAIN + VALIDATION + 1)
+    for count in labels:
+        split_of(some, labels=count, choose_on=choose_on)
+    if init is not None and pretrain_steps:
+        raise ConsilienceError(
+            "give init or pretrain_steps, not both: the first is a model that was pre-trained"
+        )
+    if init is None and not pretrain_steps and tuple(methods) != ("full",):
+        raise ConsilienceError(
+            f"methods {', '.join(methods)} are of a pre-trained core: give init or pretrain_steps"
+        )
+    if pretrain_steps:
+        Denoising(noise=noise)
+    if init is not None:
+        width = read_config(init).get("core", {}).get("width")
+        if width != core.width:
+            raise ConsilienceError(f"the core of {init} has width {width}: give --core.width {width}")
+
+
 def _same_or_new(path: Path, settings: Mapping[str, Any]) -> None:
     """Write the settings; ConsilienceError where others stand there."""
     told = json.dumps(settings, indent=1)
@@ -190,12 +242,13 @@ def _same_or_new(path: Path, settings: Mapping[str, Any]) -> None:
         raise ConsilienceError(
             f"{path} holds other settings than these: resume with the same ones, or choose another --out"
         )
-    path.write_text(told)
+    replace_text(path, told)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; the exit code."""
-    return function_script(run, "consilience.domains.points.finetune", argv)
+    kept = "finished rows are kept: the same command with --resume true goes on"
+    return function_script(run, "consilience.domains.points.finetune", argv, kept=kept)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Conformers of given molecules: types and bonds are known, a denoising model transports noise to places.
 
-    python -m consilience.domains.points.generate_conformers --model runs/conformers --smiles '[CCO,CCN]' --out a.sdf
+    python -m consilience.domains.points.generate_conformers --model runs/conformers --smiles CCO CCN --out a.sdf
 
 The model is one of `--tokenizer-options '{geometry: invariant, bonds: true, order: given}'`. It sees no chirality, so
 both mirror images come out.
@@ -19,7 +19,7 @@ from rdkit.Geometry import Point3D
 
 from consilience.core.embed import by_tokens
 from consilience.core.errors import ConsilienceError
-from consilience.core.files import replacing
+from consilience.core.files import replacing, try_writing
 from consilience.core.model import FoundationModel
 from consilience.domains.points.bonds import bonds_of_mol
 from consilience.domains.script import function_script
@@ -54,7 +54,11 @@ def generate(
     Raises:
         ConsilienceError: a model without bonds, or a molecule that it cannot take.
     """
-    tokenizer = model.tokenizers["points"]
+    tokenizer = model.tokenizers.get("points")
+    if tokenizer is None:
+        raise ConsilienceError(
+            f"this model knows {', '.join(model.domains)}: conformers need one that was trained on points"
+        )
     if not tokenizer.spec.pairs:
         raise ConsilienceError(
             "this model was trained without bonds and cannot be told which atoms are bound: train denoising with "
@@ -62,6 +66,8 @@ def generate(
         )
     if n < 1 or not mols:
         raise ConsilienceError(f"give molecules and a number of conformers, not {len(mols)} and {n}")
+    if seed < 0:
+        raise ConsilienceError(f"seed must not be negative, not {seed}")
     tokens = tokenizer.encode(PointTable.of([cloud_of(mol) for mol in mols]))
     length = tokens.length.numpy().repeat(n)
     order = np.argsort(length, kind="stable")
@@ -119,39 +125,65 @@ def write_sdf(path: Path, mols: Sequence[Chem.Mol], conformers: Sequence[Sequenc
                 writer.write(copy)
 
 
+def usable(model: FoundationModel, smiles: Sequence[str]) -> tuple[list[Chem.Mol], list[str]]:
+    """Molecules that a model can take, hydrogens added, and one line about each of the others.
+
+    Args:
+        model: a denoising model whose tokens have bonds.
+        smiles: one string a molecule.
+    """
+    tokenizer, mols, told = model.tokenizers.get("points"), [], []
+    for text in smiles:
+        with rdBase.BlockLogs():
+            mol = Chem.MolFromSmiles(text) if text.strip() and len(text.split()) == 1 else None
+        if mol is None:
+            told.append(f"{text!r} is no SMILES that RDKit can read")
+            continue
+        if any(atom.GetAtomicNum() == 0 for atom in mol.GetAtoms()):
+            told.append(f"{text!r} has an atom *, which is no element")
+            continue
+        mol = Chem.AddHs(mol)
+        refused = tokenizer.check([cloud_of(mol)]) if tokenizer is not None else ()
+        if refused:
+            told.append(f"{text!r}: {refused[0].reason}")
+        else:
+            mols.append(mol)
+    return mols, told
+
+
 def run(
     model: str, smiles: list[str], out: str, *, n: int = 1, seed: int = 0, steps: int | None = None
 ) -> int:
-    """Write conformers of molecules.
+    """Write conformers of molecules; those that cannot be read are left out and named.
 
     Args:
         model: folder of a trained model.
-        smiles: the molecules; hydrogens are added.
-        out: .sdf file.
-        n: conformers of each.
-        seed: of the noise.
-        steps: of the transport; default 50.
+        smiles: the molecules, one or several, in quotes where the shell needs them; hydrogens are added.
+        out: .sdf file; coordinates are in ångström, one entry a conformer.
+        n: conformers of each; default 1.
+        seed: of the noise, 0 or more; default 0.
+        steps: of the transport from noise to places, each a prediction; default 50.
     """
     target = Path(out).expanduser()
-    if target.suffix != ".sdf" or target.is_dir():
+    if target.suffix != ".sdf":
         raise ConsilienceError(f"{target}: conformers are written as .sdf")
-    mols = []
-    for text in smiles:
-        with rdBase.BlockLogs():
-            mol = Chem.MolFromSmiles(text)
-        if mol is None:
-            raise ConsilienceError(f"{text!r} is no SMILES that RDKit can read")
-        mols.append(Chem.AddHs(mol))
-    made = generate(FoundationModel.load(model), mols, n, seed=seed, steps=steps)
+    try_writing(target, lambda path: path.touch())
+    network = FoundationModel.load(model)
+    mols, left_out = usable(network, smiles)
+    if smiles and not mols:
+        raise ConsilienceError(f"none of {len(smiles)} molecules can be taken; {left_out[0]}")
+    made = generate(network, mols, n, seed=seed, steps=steps)
     write_sdf(target, mols, made)
     count = sum(len(places) for places in made)
     sys.stdout.write(f"{count} conformers in {target}\n")
+    for line in left_out:
+        sys.stdout.write(f"left out: {line}\n")
     return count
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; the exit code."""
-    return function_script(run, "consilience.domains.points.generate_conformers", argv)
+    return function_script(run, "consilience.domains.points.generate_conformers", argv, words=["smiles"])
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from consilience.domains.base import Task
 from consilience.domains.points.domain import DOMAIN
 from consilience.domains.points.references import References
 from consilience.domains.preparation import prepare
-from consilience.domains.pretraining import pretrain
+from consilience.domains.pretraining import finished, pretrain
 from consilience.domains.splits import Split
 from consilience.domains.supervised import Supervised, fit_supervised
 from consilience.tokenizers.point_records import PointTable
@@ -104,6 +104,12 @@ def with_target(
     if wanted.label not in collection.labels:
         raise ConsilienceError(f"{collection.source}: there is no label '{wanted.label}'; is this QM9?")
     labels = np.asarray(collection.labels[wanted.label], dtype=np.float64)
+    unknown = np.flatnonzero(~np.isfinite(labels))
+    if len(unknown):
+        raise ConsilienceError(
+            f"{collection.source}: '{wanted.label}' of {collection.ids[unknown[0]]} is {labels[unknown[0]]} (so in "
+            f"{len(unknown)} molecules); QM9 has all of them: fetch the file again"
+        )
     references = None
     if wanted.extensive:
         clouds = PointTable.of(collection.records)
@@ -212,4 +218,4 @@ def pretrain_on(
         resume=resume,
         progress=progress,
     )
-    return done.model.eval()
+    return finished(done, training.steps).eval()

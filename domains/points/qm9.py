@@ -33,6 +33,12 @@ PROPERTIES = {
 }
 """Column of the source -> (label, factor to its unit)."""
 
+ARRAYS = {
+    "index": "iu", "n_atoms": "iu", "z": "iu", "xyz_1e4A": "iuf", "props": "iuf", "prop_names": "US", "smiles": "US"
+}  # fmt: skip
+"""Array of the .npz layout -> what it may hold, as numpy's kinds."""
+KINDS = {"iu": "whole numbers", "iuf": "numbers", "US": "text"}
+
 CSV_COLUMNS = ("Index", "SMILES", "N_atoms", "Elements", "XYZ_Ang")
 
 
@@ -44,7 +50,7 @@ def read_qm9(paths: Path | Sequence[Path]) -> Source:
     files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     if files[0].suffix == ".npz":
         with np.load(files[0], allow_pickle=False) as held:
-            return from_arrays({name: held[name] for name in held.files})
+            return from_arrays({name: held[name] for name in held.files}, files[0])
     return from_tables(files)
 
 
@@ -53,8 +59,13 @@ def is_qm9(columns: Sequence[str]) -> bool:
     return set(CSV_COLUMNS) <= set(columns)
 
 
-def from_arrays(held: dict[str, np.ndarray]) -> Source:
-    """The .npz layout."""
+def from_arrays(held: dict[str, np.ndarray], path: Path) -> Source:
+    """The .npz layout.
+
+    Raises:
+        ConsilienceError: naming the file and the array: one that is missing, of another shape or of another type.
+    """
+    _check_arrays(held, path)
     names = [str(name) for name in held["prop_names"]]
     columns = {name: held["props"][:, place] for place, name in enumerate(names)}
     numbers, codes = np.unique(held["z"], return_inverse=True)
@@ -67,6 +78,36 @@ def from_arrays(held: dict[str, np.ndarray]) -> Source:
         smiles=np.char.decode(held["smiles"]) if held["smiles"].dtype.kind == "S" else held["smiles"],
         columns=columns,
     )
+
+
+def _check_arrays(held: dict[str, np.ndarray], path: Path) -> None:
+    """Raise ConsilienceError for arrays that are not the layout of the module docstring."""
+    missing = [name for name in ARRAYS if name not in held]
+    if missing:
+        raise ConsilienceError(
+            f"{path}: QM9 with `xyz_1e4A` has no array {', '.join(missing)}; it needs {', '.join(ARRAYS)}"
+        )
+    n, sizes = len(np.atleast_1d(held["index"])), held["n_atoms"]
+    atoms = int(sizes.sum()) if sizes.dtype.kind in "iu" else 0
+    shapes = {"index": (n,), "n_atoms": (n,), "smiles": (n,), "z": (atoms,), "xyz_1e4A": (atoms, 3)}
+    shapes |= {"props": (n, held["prop_names"].size), "prop_names": (held["prop_names"].size,)}
+    for name, kinds in ARRAYS.items():
+        if held[name].dtype.kind not in kinds or held[name].shape != shapes[name]:
+            raise ConsilienceError(
+                f"{path}: array `{name}` is {held[name].shape} of {held[name].dtype}, expected {shapes[name]} of "
+                f"{KINDS[kinds]}; is the file whole?"
+            )
+    if n and (sizes < 1).any():
+        row = int(np.flatnonzero(sizes < 1)[0])
+        raise ConsilienceError(
+            f"{path}: molecule {row + 1} has {sizes[row]} atoms in `n_atoms`; leave it out"
+        )
+    wrong = np.flatnonzero((held["z"] < 1) | (held["z"] >= len(chemical_symbols)))
+    if len(wrong):
+        raise ConsilienceError(
+            f"{path}: atom {wrong[0] + 1} has atomic number {held['z'][wrong[0]]} in `z`; they are 1 to "
+            f"{len(chemical_symbols) - 1}"
+        )
 
 
 def from_tables(files: Sequence[Path]) -> Source:

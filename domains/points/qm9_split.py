@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from consilience.core.errors import ConsilienceError
+from consilience.core.files import replacing
 from consilience.core.records import fingerprint
 from consilience.domains.splits import Split
 
@@ -20,7 +21,9 @@ HASHES = {0: "77989252ff8c8309"}
 """Seed -> what `draw_hash` must give for the whole set with the usual sizes."""
 
 
-def draw(n: int, *, seed: int = 0, train: int = TRAIN, validation: int = VALIDATION) -> np.ndarray:
+def draw(
+    n: int, *, seed: int = 0, train: int = TRAIN, validation: int = VALIDATION, source: str = "the data"
+) -> np.ndarray:
     """(n,) int64: a permutation of the records whose first `train` rows train, the next `validation` choose.
 
     The permutation is that of numpy's legacy generator, which numpy promises not to change.
@@ -30,9 +33,11 @@ def draw(n: int, *, seed: int = 0, train: int = TRAIN, validation: int = VALIDAT
     """
     if min(train, validation) < 1 or train + validation >= n:
         raise ConsilienceError(
-            f"{n} molecules cannot give {train} to train on, {validation} to choose with and some to test: "
-            "ask for fewer"
+            f"{source}: {n} molecules cannot give {train} to train on, {validation} to choose with and some to test: "
+            f"give the whole of QM9 ({WHOLE:,} molecules)"
         )
+    if not 0 <= seed < 2**32:
+        raise ConsilienceError(f"the seed of the split must lie in 0 to {2**32 - 1}, not {seed}")
     order = np.random.RandomState(seed).permutation(n).astype(np.int64)
     if n == WHOLE and seed in HASHES and draw_hash(order) != HASHES[seed]:
         raise ConsilienceError(
@@ -77,6 +82,6 @@ def split_of(
 
 def write_indices(split: Split, path: Path) -> None:
     """The positions of all parts as .npz: train, validation, test."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     parts: dict[str, Any] = dict(split.parts())
-    np.savez_compressed(path, **parts)
+    with replacing(path) as part:
+        np.savez_compressed(part, **parts)

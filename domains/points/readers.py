@@ -10,7 +10,9 @@ A folder: all such files in the order of their names.
 
 import io
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -216,7 +218,7 @@ def _read_sdf(path: Path) -> Source:
                     Failure(index=place, id=f"{path.stem}-{place}", reason=f"{path}: entry {place + 1} {why}")
                 )
                 continue
-            info = mol.GetPropsAsDict(includePrivate=True)
+            info = _properties(mol)
             numbers = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()])
             clouds.append(
                 PointCloud(
@@ -238,6 +240,18 @@ def _read_sdf(path: Path) -> Source:
     )
 
 
+def _properties(mol: Chem.Mol) -> dict[str, Any]:
+    """The properties of an entry with the private ones; those that are no UTF-8 are left out."""
+    try:
+        return dict(mol.GetPropsAsDict(includePrivate=True))
+    except UnicodeDecodeError:
+        found = {}
+        for name in mol.GetPropNames(includePrivate=True):
+            with suppress(UnicodeDecodeError):
+                found[name] = mol.GetProp(name)
+        return found
+
+
 def _read_ply(path: Path) -> Source:
     try:
         vertices = PlyData.read(str(path))["vertex"].data
@@ -250,12 +264,19 @@ def _read_ply(path: Path) -> Source:
 
 
 def _read_arrays(path: Path) -> Source:
+    if not zipfile.is_zipfile(path):  # numpy would take it for pickled objects
+        raise ConsilienceError(f"{path}: cannot be read as .npz, a zip archive of arrays; is it whole?")
     try:
         with np.load(path, allow_pickle=False) as file:
             held = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        if "allow_pickle" in str(error):
+            raise ConsilienceError(
+                f"{path}: holds an array of Python objects, which are never read; save it as numbers or text "
+                "(`array.astype(str)`)"
+            ) from error
         raise ConsilienceError(f"{path}: cannot be read as .npz ({_told(error)}); is it whole?") from error
-    return qm9.from_arrays(held) if "xyz_1e4A" in held else read_npz(path, held)
+    return qm9.from_arrays(held, path) if "xyz_1e4A" in held else read_npz(path, held)
 
 
 def _read_csv(path: Path) -> Source:

@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from difflib import get_close_matches
 from types import ModuleType
@@ -30,14 +30,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the words after `consilience`; default: those of the process.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    return guarded(_dispatch, sys.argv[1:] if argv is None else argv)
+
+
+def guarded(work: Callable[[list[str]], int], argv: Sequence[str]) -> int:
+    """Do the work of these words; what goes wrong becomes one line and an exit code.
+
+    Args:
+        work: takes the words without `--debug` and returns the exit code.
+        argv: the words of a command.
+    """
+    debug = "--debug" in argv
+    words = [word for word in argv if word != "--debug"]
     try:
         with warnings.catch_warnings() if not debug else nullcontext(), notes(debug=debug):
             if not debug:
                 warnings.simplefilter("ignore")  # of other libraries; this one logs
-            return _dispatch(words)
+            return work(words)
     except ConsilienceError as error:
         return _fail(str(error), debug)
     except BrokenPipeError:  # the reader of our output has left, as in `| head`

@@ -394,3 +394,19 @@ def test_figure_can_be_saved(tmp_path: Path) -> None:
 
 def test_bundled_is_the_same_object_in_a_process() -> None:
     assert data.bundled() is data.bundled()
+
+
+@pytest.mark.parametrize("limit", [None, 12])
+def test_what_is_set_aside_carries_its_place_in_the_file(tmp_path: Path, limit: int | None) -> None:
+    """Records that the reader refuses and those that the tokenizer refuses are counted in one way."""
+    from consilience.domains.preparation import prepare
+
+    lines = ["C1CC bad", *("C" * n + f"O m{n}" for n in range(1, 13)), "not-one worse", "C" * 60 + " long"]
+    (tmp_path / "a.smi").write_text("\n".join(lines) + "\n")
+    collection = DOMAIN.read(tmp_path / "a.smi")
+    prepared = prepare(DOMAIN, collection, tokenizer={"max_length": 40}, limit=limit)
+    found = {failure.id: failure.index for failure in prepared.failures}
+    whole = {"bad": 0, "worse": 13, "long": 14}
+    assert found == (whole if limit is None else {"long": 14})
+    with pytest.raises(ConsilienceError, match=r"a\.smi: the parts 0 0\.5 0\.5 leave no record to train on"):
+        prepare(DOMAIN, collection, fractions=(0, 0.5, 0.5))

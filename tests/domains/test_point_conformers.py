@@ -131,15 +131,41 @@ def test_scores_tell_good_from_bad():
 def test_the_command_writes_an_sdf(model, tmp_path, capsys):
     folder = model.save(tmp_path / "m")
     out = tmp_path / "new" / "a.sdf"
-    words = ["--model", str(folder), "--smiles", "[CCO,CC#N]", "--out", str(out), "--n", "2", "--steps", "5"]
+    words = ["--model", str(folder), "--smiles", "CCO", "CC#N", "--out", str(out), "--n", "2", "--steps", "5"]
     assert generate_conformers.main(words) == 0
     assert "4 conformers" in capsys.readouterr().out
     read = list(Chem.SDMolSupplier(str(out), removeHs=False))
     assert [Chem.MolToSmiles(Chem.RemoveHs(mol)) for mol in read] == 2 * ["CCO"] + 2 * ["CC#N"]
     assert all(mol.GetConformer().Is3D() for mol in read)
-    words[3] = "[CC(]"
+    words[3:5] = ["CC(", "C*", "CO CC", "[Na]C", ""]
     assert generate_conformers.main(words) == 2
-    assert "'CC(' is no SMILES that RDKit can read" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert shown.err == "error: none of 5 molecules can be taken; 'CC(' is no SMILES that RDKit can read\n"
+    words[3:8] = ["CC(", "CCO", "C*", "[Na]C"]  # the good one is not lost for the sake of the others
+    assert generate_conformers.main(words) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == f"2 conformers in {out}" and shown[1].startswith("left out: 'CC('")
+    assert "atom *" in shown[2] and "unknown type 'Na'" in shown[3] and len(shown) == 4
+
+
+def test_what_is_asked_wrongly_is_one_line(model, tmp_path, capsys):
+    folder, out = str(model.save(tmp_path / "m")), tmp_path / "new.sdf"
+    good = {"--model": folder, "--smiles": "CCO", "--out": str(out)}
+    (tmp_path / "file").write_text("")
+    for changed, said in [
+        ({"--out": str(tmp_path / "a.mol")}, "conformers are written as .sdf"),
+        ({"--out": str(tmp_path / "file" / "a.sdf")}, f"{tmp_path / 'file'} is no folder"),
+        ({"--n": "0"}, "not 1 and 0"),
+        ({"--n": "many"}, "--n: expected a whole number, not 'many'"),
+        ({"--seed": "-1"}, "seed must not be negative"),
+        ({"--stepz": "3"}, "unknown option --stepz; did you mean --steps?"),
+        ({"--model": str(tmp_path)}, "holds no config.json"),
+    ]:
+        words = [word for pair in (good | changed).items() for word in pair]
+        assert generate_conformers.main(words) == 2, words
+        shown = capsys.readouterr()
+        assert said in shown.err and shown.err.count("\n") == 1 and not shown.out, shown
+        assert not out.exists()
 
 
 def test_what_cannot_be_generated_is_told(model):

@@ -238,6 +238,8 @@ def test_an_interrupted_comparison_goes_on(molecules, tmp_path, monkeypatch):
 def test_the_command_line_fills_nested_settings(molecules, tmp_path, monkeypatch):
     asked = {}
     monkeypatch.setattr(finetune.data, "read", lambda path: molecules)
+    monkeypatch.setattr(finetune, "draw", lambda n, **k: np.arange(n))
+    monkeypatch.setattr(finetune, "read_config", lambda path: {"core": {"width": 16}})
     monkeypatch.setattr(finetune, "compare", lambda *a, **k: asked.update(k) or iter(()))
     words = "--core.width 16 --core.depth 1 --core.heads 2 --training.steps 3 --labels [50,60] --methods [full,frozen]"
     out = tmp_path / "a"
@@ -263,6 +265,7 @@ def test_bad_requests_end_in_one_line(molecules, tmp_path, capsys, monkeypatch):
         fine_tune(molecules, split, PROPERTIES["gap"], core=CORE, training=SHORT)
     other = {"data_file": "none.npz", "core": CORE, "training": SHORT}
     monkeypatch.setattr(finetune.data, "read", lambda path: molecules)
+    monkeypatch.setattr(finetune, "draw", lambda n, **k: np.arange(n))
     monkeypatch.setattr(finetune, "compare", lambda *a, **k: iter(()))
     finetune.run(out=str(tmp_path / "b"), noise=0.1, **other)
     finetune.run(out=str(tmp_path / "b"), noise=0.1, resume=True, **other)
@@ -273,12 +276,80 @@ def test_bad_requests_end_in_one_line(molecules, tmp_path, capsys, monkeypatch):
     assert finetune.main(["--data_file", "none.npz", "--out", str(tmp_path / "full")]) == 2
     assert "is not empty" in capsys.readouterr().err
     assert (
-        finetune.main(["--data_file", "none.npz", "--out", str(tmp_path / "a"), "--properties", "[zpve]"])
+        finetune.main(["--data-file", "none.npz", "--out", str(tmp_path / "a"), "--properties", "[zpve]"])
         == 2
     )
     assert "unknown property 'zpve'; known: homo, lumo, gap, u0, mu" in capsys.readouterr().err
     assert finetune.main(["--data_file", "none.npz", "--out", str(tmp_path / "a"), "--seeds", "[]"]) == 2
-    assert "at least one property, one number of labels and one seed" in capsys.readouterr().err
+    assert "at least one property, one number of labels, one seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--labels [0]", "labels must lie in 2 to 110000, not 0"),
+        ("--labels [999999]", "labels must lie in 2 to 110000, not 999999"),
+        ("--labels 10", "--labels: expected a list, such as '[a, b]', not '10'"),
+        ("--labels [ten]", "--labels: expected a whole number, not 'ten'"),
+        ("--choose-on 0", "choose_on must lie in 1 to 10000, not 0"),
+        ("--seeds [-1]", "must not be negative, not -1 and 0"),
+        ("--pretrain_steps -3", "must not be negative, not 0 and -3"),
+        ("--learning_rates [0.1,-2]", "learning_rates must be positive, not -2.0"),
+        ("--methods [lora]", "methods lora are of a pre-trained core: give init or pretrain_steps"),
+        ("--methods [foo]", "--methods: expected one of [full, lora, frozen], not 'foo'"),
+        ("--pretrain_steps 2 --noise -1", "noise must be a positive number"),
+        ("--init nowhere", "no model at nowhere"),
+        ("--init nowhere --pretrain_steps 2", "not both"),
+        ("--labelz [3]", "unknown option --labelz; did you mean --labels?"),
+        ("--core.width x", "--core"),
+    ],
+)
+def test_requests_are_checked_before_the_data_are_read(words, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(finetune.data, "read", lambda path: pytest.fail("read for nothing"))
+    out = tmp_path / "a"
+    assert finetune.main(["--data_file", "none.npz", "--out", str(out), *words.split()]) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err and shown.err.startswith("error: ") and shown.err.count("\n") == 1
+    assert not out.exists() and not shown.out
+
+
+def test_too_few_molecules_leave_nothing_behind(molecules, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(finetune.data, "read", lambda path: molecules)
+    assert finetune.main(["--data_file", "none.npz", "--out", str(tmp_path / "a")]) == 2
+    assert "toy: 300 molecules cannot give 110000 to train on" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_pre_training_that_was_stopped_is_not_fine_tuned(molecules, tmp_path, capsys, monkeypatch):
+    """Ctrl-C ends a training in good order, with a model that is half trained."""
+    from consilience.domains.points import properties
+
+    def stopped(*args, folder, **kwargs):
+        done = plain(*args, folder=folder, **kwargs)
+        return replace(done, outcome=replace(done.outcome, interrupted=True, steps=1))
+
+    plain = properties.pretrain
+    monkeypatch.setattr(properties, "pretrain", stopped)
+    monkeypatch.setattr(finetune.data, "read", lambda path: molecules)
+    monkeypatch.setattr(finetune, "draw", lambda n, **k: np.arange(n))
+    monkeypatch.setattr(
+        finetune, "split_of", lambda order, **k: split_of(np.arange(300), train=200, validation=50)
+    )
+    monkeypatch.setattr(finetune, "fine_tune", lambda *a, **k: pytest.fail("went on"))
+    words = "--pretrain_steps 3 --core.width 16 --core.depth 1 --core.heads 2"
+    assert finetune.main(["--data_file", "q.npz", "--out", str(tmp_path / "a"), *words.split()]) == 130
+    assert (
+        "interrupted at step 1 of 3 of the training; asked for again, with --resume true"
+        in capsys.readouterr().err
+    )
+
+
+def test_a_molecule_without_a_label_is_named(molecules):
+    labels = molecules.labels["homo_ev"].copy()
+    labels[7] = np.nan
+    holed = replace(molecules, labels={**molecules.labels, "homo_ev": labels})
+    with pytest.raises(ConsilienceError, match=r"toy: 'homo_ev' of 7 is nan \(so in 1 molecules\)"):
+        with_target(holed, np.arange(5), PROPERTIES["homo"])
 
 
 @pytest.mark.skipif("CONSILIENCE_TEST_DATA" not in os.environ, reason="needs QM9 (CONSILIENCE_TEST_DATA)")

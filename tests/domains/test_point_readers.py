@@ -162,7 +162,18 @@ def test_npz_in_its_layouts(tmp_path):
         ({"positions": np.zeros((4, 3)), "n_points": [3, 3]}, "`positions` has 4 entries, expected 6"),
         ({"positions": np.eye(3), "types": np.array(["C"])}, "`types` has 1 entries, expected 3"),
         ({"positions": np.eye(3), "unit": np.array("nm")}, "unit must be"),
-        ({"positions": np.eye(3), "types": np.array([6, 6, 300])}, "300 is no atomic number"),
+        (
+            {"positions": np.eye(3), "types": np.array([6, 6, 300])},
+            r"bad\.npz: `types`: 300 is no atomic number",
+        ),
+        ({"positions": np.eye(3), "types": np.array([6.0, 6, 8])}, "`types` must be names or atomic numbers"),
+        ({"positions": np.eye(3), "n_points": [4, -1]}, "n_points must be"),
+        ({"positions": np.eye(3), "n_points": [1.5, 1.5]}, "n_points must be"),
+        (
+            {"positions": np.eye(3), "features": np.array(["a", "b", "c"])},
+            "`features` must be numbers of shape",
+        ),
+        ({"positions": np.eye(3), "ids": np.array("one")}, "`ids` must"),
     ],
 )
 def test_npz_that_does_not_fit_is_told(tmp_path, arrays, message):
@@ -197,6 +208,80 @@ def test_other_files_are_told(tmp_path):
     (tmp_path / "sub").mkdir()
     with pytest.raises(ConsilienceError, match="no file that ends in"):
         DOMAIN.read(tmp_path / "sub")
+
+
+def qm9_arrays() -> dict[str, np.ndarray]:
+    """Two molecules in the .npz layout of QM9."""
+    return {
+        "index": np.array([3, 5]),
+        "n_atoms": np.array([3, 3], np.uint8),
+        "z": np.array([8, 1, 1, 6, 7, 1], np.uint8),
+        "xyz_1e4A": np.arange(18, dtype=np.int32).reshape(6, 3) ** 3,
+        "props": np.array([[0.3615, -0.2928]] * 2),
+        "prop_names": np.array(["HOMO_LUMO_gap_au", "HOMO_au"]),
+        "smiles": np.array([b"O", b"C#N"]),
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in qm9_arrays() if name != "xyz_1e4A"])
+def test_qm9_without_an_array(tmp_path, name):
+    held = {key: array for key, array in qm9_arrays().items() if key != name}
+    np.savez(tmp_path / "a.npz", **held)
+    with pytest.raises(ConsilienceError, match=rf"a\.npz: QM9 with `xyz_1e4A` has no array {name}; it needs"):
+        DOMAIN.read(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("xyz_1e4A", lambda a: a[:-1], r"`xyz_1e4A` is \(5, 3\) of int32, expected \(6, 3\) of numbers"),
+        ("xyz_1e4A", lambda a: a[:, :2], r"`xyz_1e4A` is \(6, 2\)"),
+        ("z", lambda a: a.astype(str), r"`z` is \(6,\) of <U3, expected \(6,\) of whole numbers"),
+        ("z", lambda a: a * 0, "atom 1 has atomic number 0 in `z`; they are 1 to 118"),
+        ("z", lambda a: a + 111, "atom 1 has atomic number 119"),
+        ("n_atoms", lambda a: a[:1], r"`n_atoms` is \(1,\)"),
+        ("n_atoms", lambda a: np.array([6, 0]), "molecule 2 has 0 atoms in `n_atoms`"),
+        ("props", lambda a: a[:, :1], r"`props` is \(2, 1\) of float64, expected \(2, 2\) of numbers"),
+        ("smiles", lambda a: a.astype(object), "array of Python objects, which are never read"),
+    ],
+)
+def test_qm9_with_a_bad_array(tmp_path, name, change, said):
+    held = qm9_arrays()
+    np.savez(tmp_path / "a.npz", **(held | {name: change(held[name])}))
+    with pytest.raises(ConsilienceError, match=said) as caught:
+        DOMAIN.read(tmp_path / "a.npz")
+    assert str(caught.value).startswith(f"{tmp_path / 'a.npz'}: ") and "\n" not in str(caught.value)
+
+
+def test_text_that_is_no_utf8_loses_no_structure(tmp_path):
+    path = tmp_path / "old.sdf"
+    with Chem.SDWriter(str(path)) as writer:
+        for smiles in ("CCO", "CCN"):
+            mol = conformer(smiles)
+            mol.SetProp("_Name", f"of {smiles}")
+            mol.SetProp("maker", "Muller")
+            mol.SetDoubleProp("activity", 0.5)
+            writer.write(mol)
+    before = DOMAIN.read(path)
+    path.write_bytes(path.read_bytes().replace(b"Muller", "Müller".encode("latin-1"), 1))
+    found = DOMAIN.read(path)
+    assert found.ids.tolist() == before.ids.tolist() == ["of CCO", "of CCN"] and not found.failures
+    assert found.labels["maker"].tolist() == ["", "Muller"]
+
+
+def test_a_file_without_one_bond_is_told_when_bonds_are_asked_for(tmp_path):
+    path = tmp_path / "loose.sdf"
+    with Chem.SDWriter(str(path)) as writer:
+        for smiles in ("CCO", "CCN"):
+            loose = Chem.RWMol(conformer(smiles))
+            for bond in list(loose.GetBonds()):
+                loose.RemoveBond(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx())
+            for atom in loose.GetAtoms():
+                atom.SetNoImplicit(True)
+            writer.write(loose)
+    assert len(DOMAIN.read(path)) == 2
+    with pytest.raises(ConsilienceError, match=r"loose\.sdf: not one of its 2 molecules has a bond"):
+        DOMAIN.read(path, bonds=True)
 
 
 def test_qm9_in_both_layouts(tmp_path):

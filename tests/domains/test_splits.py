@@ -122,8 +122,8 @@ def test_zero_fraction_leaves_the_part_empty() -> None:
         (["a", "b", "a"], (0.7, 0.1, 0.2), r"2 group\(s\) in 3 record\(s\) cannot fill 3 parts"),
         ([], (0.7, 0.1, 0.2), r"0 group\(s\) in 0 record"),
         (range(9), (0.7, 0.1, 0.1), r"add up to 0\.9"),
-        (range(9), (1.2, -0.4, 0.2), "three non-negative numbers"),
-        (range(9), (0.5, 0.5), "three non-negative numbers"),
+        (range(9), (1.2, -0.4, 0.2), "three shares of 0 or more"),
+        (range(9), (0.5, 0.5), "three shares of 0 or more"),
     ],
 )
 def test_bad_input(groups, fractions, message: str) -> None:

@@ -62,6 +62,10 @@ def check(result, *said: str) -> None:
         (["tokens", "molecule", "CCO"], ["did you mean 'molecules'"]),
         (["tokens", "molecules", "nonsense"], ["nonsense"]),
         (["tokens", "molecules", "CCO", "--tokenizer-options.maxlength=9"], ["maxlength", "max_length"]),
+        (
+            ["tokens", "molecules", "CCO", "--tokenizer-options.max_length=long"],
+            ["molecules: max_length must be a whole number, or left out, not 'long'"],
+        ),
         (["study", "--preset=quik"], ["quik", "quick"]),
     ],
 )

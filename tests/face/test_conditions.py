@@ -198,6 +198,9 @@ def test_what_is_refused_is_one_line(run, trained, command, tmp_path, table) -> 
         (["--condition", "logp"], "write NAME=NUMBER", "logp=2.5"),
         (["--condition", "logp=high"], "write NAME=NUMBER"),
         (["--condition", "logp=1", "logp=2"], "asked for twice, 1 and 2"),
+        (["--condition", "logp=1", "LogP=2"], "'logp' is asked for twice, as 'logp' and as 'LogP'"),
+        (["--condition", "logp=1e30"], "'logp' is 1e+30, more than 1e+06 standard deviations"),
+        (["--temperature", "warm"], "--temperature: expected a number, not 'warm'"),
         (["--guidance", "1"], "guidance 1 needs a condition"),
         (["--condition", "logp=1", "--guidance=-1"], "guidance must not be negative"),
     ]:
@@ -209,9 +212,17 @@ def test_what_is_refused_is_one_line(run, trained, command, tmp_path, table) -> 
     train = ["train", "molecules", "--data", table, "--out", tmp_path / "no", *SMALL, *SHORT]
     for words, *named in [
         (["--condition", "pka"], "no property 'pka'", "it computes logp, qed, tpsa"),
-        (["--condition-column", "pIC50"], "no column 'pIC50'; known: size"),
+        (["--condition-column", "pIC50"], "no column 'pIC50' of numbers; known: size"),
         (["--condition-column", "batch"], "no column 'batch'"),
         (["--condition", "logp", "--condition-dropout", "1"], "drop_each is a probability"),
+        (["--condition-dropout", "0.3"], "--condition-dropout needs --condition"),
+        (["--parts", "0.8", "0.1", "0.2"], "the parts 0.8 0.1 0.2 add up to 1.1"),
+        (["--parts", "0", "0.5", "0.5"], "leave no record to train on"),
+        (["--parts", "a", "b", "c"], "--parts, value 1: expected a number, not 'a'"),
+        (
+            ["--tokenizer-options.max_length", "long"],
+            "max_length must be a whole number, or left out, not 'long'",
+        ),
     ]:
         shown = command(*train, *words)
         assert shown.code == 2 and all(text in shown.err for text in named), shown.err

@@ -120,7 +120,9 @@ def test_scaffolds_become_patterns() -> None:
     for scaffold, message in [
         ("CCO", "scaffold 'CCO' has no attachment point"),
         ("C1C*1", "atom 3, a [*], has 2"),
-        ("c1ccc", "scaffold: RDKit cannot read 'c1ccc'"),
+        ("c1ccc", "scaffold 'c1ccc' is no SMILES that RDKit can read"),
+        ("CC*{2,8}N", "lengths such as .* are for --pattern"),
+        (" ", "the scaffold is empty"),
     ]:
         with pytest.raises(ConsilienceError, match=message):
             scaffold_patterns(scaffold)

@@ -17,7 +17,7 @@ from consilience.core.records import take_records
 from consilience.domains.finetuning import PropertyTarget, tune
 from consilience.domains.label_readouts import check_labels
 from consilience.domains.labelled import LabelledTable
-from consilience.domains.labelled_split import group_split, read_split, split_digest, write_split
+from consilience.domains.labelled_split import Aside, group_split, read_split, split_digest, write_split
 from consilience.domains.molecules.labels import read_labels
 from consilience.properties import table as tables
 from consilience.properties.question import ROWS
@@ -118,12 +118,12 @@ def test_the_split_does_not_depend_on_the_order_of_rows(file, molecules, tmp_pat
     groups = [set(data.collection.group_of[index]) for index in split.parts().values()]
     assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
     write_split(tmp_path / "split.csv", split, data)
-    back, read, unplaced = read_split(tmp_path / "split.csv", other, canonical)
-    assert split_digest(read, back) == split_digest(split, data) and unplaced == 0
+    back, read, aside = read_split(tmp_path / "split.csv", other, canonical)
+    assert split_digest(read, back) == split_digest(split, data) and aside == Aside()
     lines = (tmp_path / "split.csv").read_text().splitlines()
     (tmp_path / "fewer.csv").write_text("\n".join(lines[:1] + lines[2:]))
-    back, read, unplaced = read_split(tmp_path / "fewer.csv", data, canonical)
-    assert unplaced == 1 and len(back.collection) == 119
+    back, read, aside = read_split(tmp_path / "fewer.csv", data, canonical)
+    assert aside == Aside(unplaced=1) and len(back.collection) == 119
     assert split_digest(read, back) != split_digest(split, data)
     (tmp_path / "wrong.csv").write_text("part,smiles\ntrain,CCO\nlast,CCC\n")
     with pytest.raises(ConsilienceError, match="row 2 is in part 'last'"):
@@ -283,3 +283,219 @@ def test_the_page_works_as_printed(molecules, tmp_path, monkeypatch) -> None:
         json.loads(path.read_text())["split"] for path in sorted(Path("runs").rglob("table.json"))
     )
     assert first == second  # the split that was taken back is the one that was written
+
+
+# Bad input: one line that names the file, exit code 2, and nothing under the final name.
+
+
+def refused(result, *said: str) -> None:
+    assert result.code == 2 and result.out == "", result
+    assert result.err.startswith("error: ") and result.err.count("\n") == 1, result.err
+    for words in said:
+        assert words in result.err, result.err
+
+
+def table(path: Path, text: str, encoding: str = "utf-8") -> Path:
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+TWENTY = "".join(f"{'C' * length}O,{length % 2},{length}\n" for length in range(1, 21))
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "said"),
+    [
+        ("", "utf-8", "the file is empty"),
+        ("smiles,y,z\n", "utf-8", "there is no row after the header"),
+        ("smiles,y,z\nCCO,1,2\n", "utf-8", "column 'y' has 1 different label(s) (1)"),
+        (
+            "smiles,y,z\nCCO,1,2\nCC,0,1\n",
+            "utf-8",
+            "2 labelled molecule(s) with 2 scaffold(s) cannot be split",
+        ),
+        ("smiles,y,z\n" + TWENTY, "utf-16", "is not UTF-8 text"),
+        ("smiles,y,ä\n" + TWENTY, "latin-1", "is not UTF-8 text"),
+        ("smiles,y\n" + TWENTY, "utf-8", "row 1 has 3 cells, the header 2"),
+        ("smiles,y,y\n" + TWENTY, "utf-8", "two columns are called 'y'"),
+        ("drawn,y,z\n" + TWENTY, "utf-8", "name it with --smiles-column="),
+        ("smiles,z,y\n" + TWENTY + "CCN,1,1e300\n", "utf-8", "row 21 of column 'y' is '1e300'"),
+        ("smiles,z,y\n" + TWENTY + "CCN,1,> 5\n", "utf-8", "row 21 of column 'y' is '> 5'"),
+        ("z,y,smiles\n" + TWENTY, "utf-8", "column 'smiles' is read as SMILES"),
+        ("smiles,y,z\n" + TWENTY.replace(",1,", ",0,", 9), "utf-8", "nothing can be scored"),
+    ],
+)
+def test_a_table_that_cannot_serve(text, encoding, said, command, model, tmp_path) -> None:
+    path = table(tmp_path / "bad.csv", text, encoding)
+    words = ["--task", path, "--target", "y", "--epochs", "1"]
+    refused(command("evaluate", model, *words, "--out", tmp_path / "out"), str(path), said)
+    refused(command("finetune", model, *words, "--out", tmp_path / "out"), str(path), said)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bad.csv"]
+
+
+def test_places_that_cannot_serve(command, model, file, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    words = ["--task", file, "--target", "rich", "--epochs", "1"]
+    for place, said in [("file", "is a file"), ("full", "is not empty"), ("file/a", "cannot be written")]:
+        refused(command("finetune", model, *words, "--out", tmp_path / place), said)
+    for place, said in [("file", "file"), ("full", "holds no table"), ("file/a", "cannot be written")]:
+        refused(command("evaluate", model, *words, "--out", tmp_path / place), said)
+    before = (model / "model.safetensors").read_bytes()
+    refused(command("finetune", model, *words, "--method=full", "--out", model), "is not empty")
+    assert (model / "model.safetensors").read_bytes() == before
+    refused(
+        command("finetune", model, "--task", tmp_path, "--target", "rich", "--out", tmp_path / "new"),
+        "is a folder",
+    )
+    refused(
+        command("finetune", model, *words, "--method", "lorra", "--out", tmp_path / "new"),
+        "did you mean 'lora'",
+    )
+    refused(
+        command("finetune", model, *words, "--device", "gpu", "--out", tmp_path / "new"), "use cpu or auto"
+    )
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_the_model_cannot_read_is_counted_and_listed(command, model, file, tmp_path) -> None:
+    path = changed(file, tmp_path, "a,[Og]C,0.5,1,1", "b,C1CC,0.5,0,1")
+    out = tmp_path / "out"
+    words = ["--task", path, "--target", "rich", "--rows", "trivial", "frozen", "--out", out]
+    done = command("evaluate", model, *words)
+    assert done.code == 0, done.err
+    found = json.loads((out / "table.json").read_text())
+    listed = (out / "molecules.failures.csv").read_text()
+    assert found["left_out"]["unreadable"] == 1 and found["unread_by_model"] >= 1
+    assert "the model cannot read it: " in listed and "[Og]" in listed and "'C1CC'" in listed
+    assert f"the model cannot read {found['unread_by_model']} molecules" in (out / "table.md").read_text()
+    alone = table(
+        tmp_path / "alone.csv", "smiles,y\n" + "".join(f"[Og]{'C' * n},{n}\n" for n in range(1, 40))
+    )
+    refused(
+        command("evaluate", model, "--task", alone, "--target", "y", "--out", tmp_path / "none"),
+        str(alone), "the model cannot read 39 of 39 molecules",
+    )  # fmt: skip
+    assert not (tmp_path / "none").exists()
+
+
+def test_rows_of_a_split_that_cannot_be_read_are_set_aside(command, model, file, tmp_path) -> None:
+    data = read_labels(file, ["rich"])
+    write_split(tmp_path / "split.csv", group_split(data), data)
+    with (tmp_path / "split.csv").open("a") as held:
+        held.write("train,x,C1CC,\n")
+    out, words = tmp_path / "out", ["--task", file, "--target", "rich", "--rows", "trivial"]
+    done = command("evaluate", model, *words, "--split", tmp_path / "split.csv", "--out", out)
+    assert done.code == 0, done.err
+    found = json.loads((out / "table.json").read_text())
+    assert found["left_out"]["unreadable in the given split"] == 1 and found["molecules"]["all"] == 120
+    assert "row 121 of " in (out / "molecules.failures.csv").read_text()
+    (tmp_path / "empty.csv").write_text("")
+    for split, said in [("empty.csv", "the file is empty"), (".", "is a folder"), ("no.csv", "no such file")]:
+        refused(
+            command("evaluate", model, *words, "--split", tmp_path / split, "--out", tmp_path / "b"), said
+        )
+
+
+@pytest.fixture(scope="module")
+def tuned(model, file, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "tuned"
+    assert (
+        main(
+            ["finetune", str(model), "--task", str(file), "--target", "rich", "--epochs=1", f"--out={folder}"]
+        )
+        == 0
+    )
+    return folder
+
+
+def test_predictions_list_what_has_none_by_its_row(command, tuned, tmp_path) -> None:
+    new = table(tmp_path / "new.csv", "id,smiles\na,C1CC\nb,CCO\nc,\nd,[Og]\ne,CCN\n")
+    out = tmp_path / "p.csv"
+    done = command("predict", tuned, new, "--out", out)
+    assert done.code == 0 and "3 could not be read, see " in done.out, done
+    assert pd.read_csv(out).id.tolist() == ["b", "e"]
+    listed = pd.read_csv(tmp_path / "p.csv.failures.csv")
+    assert listed["index"].tolist() == [0, 2, 3] and listed.id.tolist() == ["a", "c", "d"]
+    refused(command("predict", tuned, new, "--out", new), "is the input itself")
+    assert new.read_text().startswith("id,smiles")
+    alone = table(tmp_path / "alone.csv", "id,smiles\na,[Og]\nb,[Og]C\n")
+    refused(
+        command("predict", tuned, alone, "--out", tmp_path / "q.csv"), "none of 2 molecules", "failures.csv"
+    )
+    assert not (tmp_path / "q.csv").exists() and len(pd.read_csv(tmp_path / "q.csv.failures.csv")) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"targets": []}, "is damaged"),
+        ({"targets": ["a", "b"]}, "is damaged"),
+        ({"classes": [1]}, "is damaged"),
+        ({"classes": {}}, "is damaged"),
+        ({"classes": {"rich": ["a"]}}, "is damaged"),
+        ({"mean": "x"}, "is damaged"),
+        ({"mean": [1.0, 2.0]}, "is damaged"),
+        ({"kind": "rank"}, "is damaged"),
+        ({"base": "x"}, "is damaged"),
+        ({"format": 9}, "another version"),
+        ({"domain": "cells"}, "knows molecules, not 'cells'"),
+        ({"base": {"folder": "/nowhere/a", "sha256": "0"}}, "say where it is with --base"),
+    ],
+)
+def test_a_spoiled_description_of_a_fine_tuned_model(change, said, command, tuned, file, tmp_path) -> None:
+    folder = tmp_path / "tuned"
+    shutil.copytree(tuned, folder)
+    about = json.loads((folder / "property.json").read_text())
+    (folder / "property.json").write_text(json.dumps(about | change))
+    refused(command("predict", folder, file, "--out", tmp_path / "p.csv"), said)
+    assert not (tmp_path / "p.csv").exists()
+
+
+def test_adapters_are_no_model_and_a_whole_model_has_no_base(command, model, tuned, file, tmp_path) -> None:
+    refused(
+        command("embed", tuned, file, "--out", tmp_path / "e.parquet"), "they are for `consilience predict`"
+    )
+    refused(
+        command("predict", tuned, file, "--out", tmp_path / "p.csv", "--base", tmp_path / "no"),
+        f"there is no base model at {tmp_path / 'no'}",
+    )
+    refused(
+        command("predict", file, file, "--out", tmp_path / "p.csv"),
+        "give the folder that `consilience finetune",
+    )
+    words = [
+        "--task",
+        file,
+        "--target",
+        "rich",
+        "--epochs",
+        "1",
+        "--method",
+        "full",
+        "--out",
+        tmp_path / "full",
+    ]
+    assert command("finetune", model, *words).code == 0
+    refused(
+        command("predict", tmp_path / "full", file, "--out", tmp_path / "p.csv", "--base", model),
+        "needs no base",
+    )
+
+
+def test_a_fine_tuning_that_is_stopped_leaves_no_folder(command, model, file, tmp_path, monkeypatch) -> None:
+    from consilience.properties import tuned as on_disk
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    words = ["finetune", model, "--task", file, "--target", "rich", "--epochs", "1", "--out", out]
+    for place, name in [("consilience.domains.finetuning", "tune"), (on_disk.__name__, "replace_text")]:
+        with monkeypatch.context() as patched:
+            patched.setattr(f"{place}.{name}", stop)
+            shown = command(*words)
+        assert shown.code == 130 and "interrupted; nothing was written" in shown.err
+        assert not list(tmp_path.iterdir())
+    assert command(*words).code == 0 and (out / "property.json").is_file()

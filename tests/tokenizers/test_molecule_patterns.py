@@ -37,6 +37,7 @@ def test_patterns_are_read_symbol_by_symbol() -> None:
         ("CC*{0}", r"[*]\{0\} is no length"),
         ("CC*{5,2}", r"[*]\{5,2\} is no length"),
         ("CC*{,2}", "starts no symbol"),
+        ("C*{-1}", r"pattern 'C[*]\{-1\}': .*lengths are written"),
         ("CCx*", "'x', which starts no symbol at position 2"),
     ],
 )
@@ -72,7 +73,7 @@ def test_free_parts_share_the_length_in_every_way_alike() -> None:
 def test_lengths_that_cannot_be_are_refused(tokenizer: MoleculeTokenizer) -> None:
     long = "C" * 30 + "*"
     with pytest.raises(
-        ConsilienceError, match=r"needs 33 tokens, .* longest training molecule has 23: give free"
+        ConsilienceError, match=r"needs 33 tokens, .* longest training molecule has 23: keep less of it"
     ):
         tokenizer.pattern(long, 2, generator=seeded(), ending="kept")
     tokens, _ = tokenizer.pattern(long + "{2}", 2, generator=seeded(), ending="kept")

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from consilience import registry
 from consilience.commands.console import Interrupted, bar, console, say
-from consilience.commands.files import try_writing
 from consilience.commands.models import pick_device
 from consilience.commands.parser import CommandParser
 from consilience.core.errors import ConsilienceError
-from consilience.core.files import replacing
+from consilience.core.files import replacing, try_writing
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace

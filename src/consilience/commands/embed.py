@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from consilience.commands.console import bar, say
-from consilience.commands.files import failures_path, try_writing, write_failures
+from consilience.commands.files import failures_path, write_failures
 from consilience.commands.models import find_data, open_model, science_of
 from consilience.commands.parser import CommandParser
 from consilience.core.errors import ConsilienceError
-from consilience.core.files import replacing
+from consilience.core.files import replacing, try_writing
 from consilience.engines.plain import Reading, remember_few_shapes
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consilience.commands.choices import file_words, options_by_science, parse_files
-from consilience.commands.console import console, loss_in_words, say
+from consilience.commands.console import Interrupted, console, loss_in_words, say
 from consilience.commands.models import load, read_collection, science_of
 from consilience.commands.parser import CommandParser
 from consilience.commands.properties import evaluate_task
@@ -134,7 +134,10 @@ def _show_task(**options: Any) -> None:
     from consilience.properties.table import caption, cells
 
     options["target"] = options["target"] or []
-    found = evaluate_task(**options, progress=True)
+    try:
+        found = evaluate_task(**options, progress=True)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; finished rows are kept: the same command goes on from them") from None
     header, lines = cells(found)
     table = Table(title=f"{Path(found.file).name}: {', '.join(found.targets)}", caption=caption(found))
     for place, name in enumerate(header):

@@ -1,28 +1,11 @@
-"""Files that a command writes: whole or not at all, and known to be writable before the work begins."""
+"""What a command could not read, written beside its output."""
 
 import csv
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from consilience.core.errors import ConsilienceError
 from consilience.core.files import replacing
 from consilience.core.records import Failure
-
-
-def try_writing(path: Path, write: Callable[[Path], None]) -> None:
-    """Write something small in the way `path` will be written, and throw it away.
-
-    A wrong file ending, a full disk or a folder without permission then stop the command before its work.
-    """
-    if path.is_dir():
-        raise ConsilienceError(f"{path} is a folder: name a file to write")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        try:
-            write(Path(folder) / path.name)
-        except ConsilienceError as error:
-            raise ConsilienceError(str(error).replace(folder, str(path.parent))) from error
 
 
 def failures_path(path: Path) -> Path:

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from consilience.commands.choices import check_names
 from consilience.commands.console import say
-from consilience.commands.files import try_writing, write_failures
+from consilience.commands.files import write_failures
 from consilience.commands.parser import CommandParser
 from consilience.commands.properties import ask_about, telling
+from consilience.core.files import new_folder, replacing
 from consilience.pretrained import model_folder
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ def finetune(
         model: the folder of a run that knows molecules.
         task: a .csv or .tsv (also .gz) with SMILES and label columns.
         target: the label columns.
-        out: the folder of the new model.
+        out: the folder of the new model; new or empty.
         method: lora (adapters of a few hundred KB, which need the base model), full (all weights), or scratch.
         smiles_column: default: by the usual names.
         split: a split.csv (columns part and smiles); default: by scaffold, 80/10/10.
@@ -52,22 +54,22 @@ def finetune(
         The model with its head, learning rate, epoch and validation loss.
     """
     from consilience.core.lora import LoraOptions
-    from consilience.domains.finetuning import tune_by_validation
+    from consilience.domains.finetuning import METHODS, tune_by_validation
     from consilience.domains.labelled_split import write_split
     from consilience.properties.rows import check_row
     from consilience.properties.scores import score
     from consilience.properties.tuned import save_tuned
 
+    check_names({method: None}, METHODS, "method")
     check_row(method)
     targets = [target] if isinstance(target, str) else list(target)
     folder, lora = Path(out).expanduser(), LoraOptions(rank=rank, alpha=2.0 * rank)
+    new_folder(folder)
     question = ask_about(
         model, task, targets, smiles_column=smiles_column, split=split, kind=kind,
         seeds=1, epochs=epochs, device=device,
     )  # fmt: skip
     prepared, places = question.readable()
-    try_writing(folder / "property.json", lambda path: path.touch())
-    write_failures(question.data.collection.failures, folder / "molecules")
     with telling("run", shown=progress) as tell:
         (tuned,) = tune_by_validation(
             prepared, targets, question.data.kind, question.model, method,
@@ -80,11 +82,14 @@ def finetune(
         question.data.collection.group_of[test],
         tuned.predict(prepared.records("test"))[None],
     )
-    write_split(folder / "split.csv", question.split, question.data)
-    save_tuned(
-        folder, tuned, question, model_folder(model),
-        lora=lora, test={metric: scored.value(metric) for metric in scored.seeds},
-    )  # fmt: skip
+    with replacing(folder) as part:  # a folder of this name is whole, however the command ends
+        part.mkdir()
+        write_failures(question.left_out, part / "molecules")
+        write_split(part / "split.csv", question.split, question.data)
+        save_tuned(
+            part, tuned, question, model_folder(model),
+            lora=lora, test={metric: scored.value(metric) for metric in scored.seeds},
+        )  # fmt: skip
     return tuned
 
 

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from consilience.commands.conditions import COMPARED, nearness, parse_conditions
 from consilience.commands.console import bar, say
-from consilience.commands.files import try_writing
 from consilience.commands.given import Shown, shown_by
 from consilience.commands.models import find_data, open_model, science_of
 from consilience.commands.parser import CommandParser
 from consilience.core.errors import ConsilienceError
-from consilience.core.files import replacing
+from consilience.core.files import replacing, try_writing
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -210,7 +209,7 @@ def _pattern_of(model: "FoundationModel", science: "Domain", scaffold: str) -> s
             return pattern
         except ConsilienceError as error:
             refusal = refusal or error
-    raise ConsilienceError(f"scaffold {scaffold!r}, written as a {refusal}") from refusal
+    raise ConsilienceError(f"--scaffold, written as a {refusal}") from refusal
 
 
 def _log_likelihoods(

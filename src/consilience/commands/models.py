@@ -34,6 +34,11 @@ def load(folder: "str | Path", *, device: str = "cpu") -> "FoundationModel":
             f"no model at {folder}: give the folder that `consilience train --out` wrote"
             + (f", or a model of this package: {', '.join(shipped())}" if shipped() else "")
         )
+    if (place / "property.json").is_file() and not (place / "config.json").is_file():
+        raise ConsilienceError(
+            f"{folder} holds adapters that `consilience finetune` wrote: they are for `consilience predict`; name the "
+            "model that they were trained on (`base` in its property.json)"
+        )
     model = FoundationModel.load(place, device=pick_device(device))
     done = model.provenance.get("outcome")
     if model.provenance.get("training") and (done is None or done.get("interrupted")):
@@ -52,9 +57,9 @@ def pick_device(name: str) -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:  # torch's own errors for a wrong name and a missing GPU
-        raise ConsilienceError(
-            f"device {name!r} cannot be used here: {str(error).splitlines()[0]}"
-        ) from error
+        known = "Expected one of" not in str(error)
+        why = f": {str(error).splitlines()[0]}" if known else ""
+        raise ConsilienceError(f"device {name!r} cannot be used here{why}; use cpu or auto") from error
     return name
 
 

@@ -28,14 +28,21 @@ class CommandParser(ArgumentParser):
     """A parser whose options mirror the arguments of a function.
 
     Args:
-        name: of the command.
+        name: of the command, or all of a command line up to the options (`python -m ...`).
         function: its defaults and the `Args:` of its docstring become those of the options.
         usage: what stands after the name in the first line of the help.
+        inner: of the parser of a nested dataclass, which jsonargparse makes of the class of the outer one.
     """
 
-    def __init__(self, name: str, function: Callable[..., Any], usage: str) -> None:
+    def __init__(
+        self, name: str = "", function: Callable[..., Any] | None = None, usage: str = "", **inner: Any
+    ) -> None:
+        if function is None:
+            super().__init__(**inner)
+            return
         # Values are data: a dictionary with a `class_path` in it must not build a class.
         set_parsing_settings(instantiate_subclass_spec_in_any=False)
+        prog = name if " " in name else f"consilience {name}"
         parsed = docstring_parser.parse(inspect.getdoc(function) or "")
         self.defaults = {
             key: None if parameter.default is parameter.empty else parameter.default
@@ -43,9 +50,9 @@ class CommandParser(ArgumentParser):
         }
         self.helps = {entry.arg_name: " ".join((entry.description or "").split()) for entry in parsed.params}
         super().__init__(
-            prog=f"consilience {name}",
+            prog=prog,
             description=parsed.short_description,
-            usage=f"consilience {name} {usage}",
+            usage=f"{prog} {usage}",
             exit_on_error=False,
             default_env=False,
             formatter_class=ShortHelp,
@@ -102,7 +109,18 @@ class CommandParser(ArgumentParser):
                 for name in found[1].split(", ")
             ]
             message = f"{', '.join(named)} must be given"
-        message = re.sub(r'Parser key "([^"]+)": ?', lambda m: f"--{m[1].replace('_', '-')}: ", message)
+        # Of several types that an option may have, "nothing" is no news: the first one is what a person should give.
+        message = re.sub(
+            r"Does not validate against any of the Union subtypes Subtypes: \[(.+?), <class 'NoneType'>\] .*"
+            r"Given value: (.*?)$",
+            r"Expected a \1. Got value: \2",
+            message,
+        )
+        message = re.sub(
+            r'Parser key "([^"]+)"(?: element (\d+))?: ?',
+            lambda m: f"--{m[1].replace('_', '-')}{f', value {m[2]}' if m[2] else ''}: ",
+            message,
+        )
         expected = re.search(
             r"Expected an? (?:<class ')?(?:typing\.)?(.+?)(?:'>)?\. Got value: (.*)$", message
         )
@@ -130,7 +148,12 @@ def _without_type(found: re.Match[str]) -> str:
 
 def _kind(name: str) -> str:
     """The name of a type, for people."""
-    plain = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+    plain = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text (in quotes)"}
+    name = re.sub(r"<class '(.+)'>", r"\1", name)
+    if name.startswith(("list", "collections.abc.Sequence")):
+        return "a list, such as '[a, b]'"
+    if name.startswith(("dict", "collections.abc.Mapping")):
+        return "options, such as '{name: value}'"
     return plain.get(name, name.replace("Literal[", "one of [").replace("'", ""))
 
 

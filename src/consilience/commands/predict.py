@@ -1,16 +1,16 @@
 """Predict properties of new molecules with a fine-tuned model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consilience.commands.console import say
-from consilience.commands.files import try_writing, write_failures
-from consilience.commands.models import read_collection
+from consilience.commands.files import failures_path, write_failures
+from consilience.commands.models import find_data, read_collection
 from consilience.commands.parser import CommandParser
 from consilience.core.errors import ConsilienceError
-from consilience.core.files import replacing
+from consilience.core.files import replacing, try_writing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,12 +58,16 @@ def predict(
     import pandas as pd
 
     from consilience import registry
+    from consilience.domains.pieces import failures_of
     from consilience.properties.tuned import load_tuned
 
     target = None if out is None else Path(out).expanduser()
     if target is not None and target.suffix != ".csv":
         raise ConsilienceError(f"{target}: predictions are written as .csv")
     if target is not None:
+        source = find_data(data)
+        if target.exists() and source.exists() and target.samefile(source):
+            raise ConsilienceError(f"{target} is the input itself; write the predictions to another file")
         try_writing(target, lambda path: path.touch())
     model = load_tuned(
         Path(run).expanduser(), base=None if base is None else Path(base).expanduser(), device=device
@@ -72,6 +76,16 @@ def predict(
     options = {"scaffolds": False, "properties": False, **(read_options or {})}
     collection = read_collection(science, data, options)
     values, index, refused = model.predict(collection.records)
+    failures = sorted(
+        [*collection.failures, *failures_of(collection, refused)], key=lambda failure: failure.index
+    )
+    if target is not None:
+        write_failures(failures, target)
+    if not len(index):
+        listed = f" (all in {failures_path(target)})" if target is not None else ""
+        raise ConsilienceError(
+            f"{data}: none of {len(failures)} molecules can be predicted{listed}; first: {failures[0].reason}"
+        )
     smiles = science.embedding_columns(collection, index)["smiles"]
     columns: dict[str, Any] = {"id": collection.ids[index], "smiles": smiles}
     for number, name in enumerate(model.targets):
@@ -83,15 +97,10 @@ def predict(
             columns[f"probability{suffix}"] = own
         else:
             columns[f"prediction{suffix}"] = own
-    failures = [
-        *collection.failures,
-        *(replace(failure, id=str(collection.ids[failure.index])) for failure in refused),
-    ]
     table = pd.DataFrame(columns)
     if target is not None:
         with replacing(target) as part:
             table.to_csv(part, index=False)
-        write_failures(failures, target)
     return PropertyPredictions(table=table, failures=tuple(failures))
 
 
@@ -112,4 +121,5 @@ def run(options: "Namespace") -> None:
     found = predict(**options.as_dict())
     say(f"{options.out}: {len(found.table)} molecules")
     if found.failures:
-        say(f"{len(found.failures)} could not be read, first: {found.failures[0].reason}")
+        listed = failures_path(Path(options.out).expanduser())
+        say(f"{len(found.failures)} could not be read, see {listed}; first: {found.failures[0].reason}")

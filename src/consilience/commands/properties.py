@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from consilience.commands.choices import check_names
 from consilience.commands.console import bar
-from consilience.commands.files import try_writing, write_failures
+from consilience.commands.files import write_failures
 from consilience.commands.models import find_data, load, science_of
 from consilience.core.errors import ConsilienceError
+from consilience.core.files import try_writing
 from consilience.pretrained import model_folder, results_folder
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def evaluate_task(
     Returns:
         The table; it stands in `table.json` and `table.md` of the folder too, beside `split.csv` and the rows left out.
     """
-    from consilience.properties.question import ROWS
+    from consilience.properties.question import OF_DATA_ALONE, ROWS
     from consilience.properties.rows import check_row
     from consilience.properties.table import fill_table
 
@@ -68,8 +69,11 @@ def evaluate_task(
         seeds=seeds, epochs=epochs, device=device,
     )  # fmt: skip
     place = folder_of_task(model, task, targets) if out is None else Path(out).expanduser()
+    if any(row not in OF_DATA_ALONE for row in chosen):
+        question.readable()  # refused before any row is computed
+    check_table_folder(place)
     try_writing(place / "table.json", lambda path: path.touch())
-    write_failures(question.data.collection.failures, place / "molecules")
+    write_failures(question.left_out, place / "molecules")
     with telling("row", shown=progress) as tell:
         return fill_table(question, [row for row in ROWS if row in chosen], place, tell)
 
@@ -109,6 +113,17 @@ def ask_about(
         seeds=seeds,
         epochs=epochs,
     )
+
+
+def check_table_folder(folder: Path) -> None:
+    """Raise ConsilienceError for a folder that holds something else than a table, such as a model."""
+    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    begun = {"molecules.failures.csv", "split.csv"}
+    foreign = {name for name in held - begun if not name.startswith(".") and not name.endswith(".part")}
+    if foreign and not held & {"rows", "table.json"}:
+        raise ConsilienceError(
+            f"{folder} is not empty and holds no table of this command: choose another --out"
+        )
 
 
 def folder_of_task(model: str | Path, task: str | Path, targets: Sequence[str]) -> Path:

@@ -151,6 +151,10 @@ def train(
             "condition_dropout": condition_dropout,
             "condition_dropout_all": condition_dropout_all,
         }
+    elif (condition_dropout, condition_dropout_all) != (0.1, 0.1):
+        raise ConsilienceError(
+            "--condition-dropout needs --condition or --condition-column: there is nothing to hide"
+        )
     if pairs:
         if not 0 <= alone < 1:
             raise ConsilienceError(

@@ -16,7 +16,7 @@ import numpy as np
 
 from consilience.core.files import replace_text, replacing
 from consilience.domains.labelled_split import write_split
-from consilience.properties.question import Question
+from consilience.properties.question import OF_DATA_ALONE, Question
 from consilience.properties.rows import TITLES, Predicted, Tell, predict_row
 from consilience.properties.scores import LOWER_IS_BETTER, METRICS, Scored, score
 from consilience.study.statistics import interval
@@ -73,6 +73,7 @@ class PropertyTable:
         classes: target -> names of class 0 and 1.
         molecules: in all, and by part.
         left_out: rows of the file that were not used, by reason.
+        unread_by_model: molecules that the model's tokenizer cannot read; they have no part in its training.
         split: SHA-256 of the split.
         model: SHA-256 of the model's weights.
         seeds: of every row with chance in it.
@@ -86,6 +87,7 @@ class PropertyTable:
     classes: Mapping[str, tuple[str, str]]
     molecules: Mapping[str, int]
     left_out: Mapping[str, int]
+    unread_by_model: int
     split: str
     model: str
     seeds: int
@@ -161,7 +163,12 @@ def _table(question: Question, done: Mapping[str, tuple[Predicted, float]], fold
             "all": len(data.collection),
             **{name: len(index) for name, index in question.split.parts().items()},
         },
-        left_out={**data.left_out, "not in the given split": question.unplaced},
+        left_out={
+            **data.left_out,
+            "not in the given split": question.aside.unplaced,
+            "unreadable in the given split": len(question.aside.unreadable),
+        },
+        unread_by_model=0 if set(done) <= set(OF_DATA_ALONE) else len(question.refused),
         split=question.digest,
         model=question.model_digest,
         seeds=question.seeds,
@@ -235,9 +242,10 @@ def caption(table: PropertyTable) -> str:
     if silent:
         parts.append(f"no score for {', '.join(silent)}: the test part has one class of it")
     unread = max(len(row.unread) for row in table.rows)
-    if unread:
+    if table.unread_by_model:
         parts.append(
-            f"the model cannot read {unread} test molecules, which count with the trivial prediction"
+            f"the model cannot read {table.unread_by_model} molecules, {unread} of them test molecules, which count "
+            "with the trivial prediction"
         )
     parts.append("intervals resample test scaffolds and seeds")
     parts.append(f"split {table.split}")

@@ -136,6 +136,9 @@ def load_tuned(folder: Path, *, base: Path | None = None, device: str = "cpu") -
         ConsilienceError: naming the file, when a part is missing or broken, or the base is another model.
     """
     about = _about(folder)
+    _check_about(about, folder / ABOUT)
+    if base is not None and about["lora"] is None:
+        raise ConsilienceError(f"{folder} holds a whole model and needs no base: leave out --base")
     try:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
@@ -148,8 +151,14 @@ def load_tuned(folder: Path, *, base: Path | None = None, device: str = "cpu") -
             kind=about["kind"], mean=np.array(about["mean"]), spread=np.array(about["spread"])
         )
         outputs, width = tensors[f"{HEAD}weight"].shape
+        if outputs != target.width:
+            raise KeyError(f"{target.width} targets, but a head of {outputs}")
         head = nn.Linear(width, outputs)
-        start = folder if lora is None else _base(model_folder(base or place), about["base"]["sha256"])
+        start = (
+            folder
+            if lora is None
+            else _base(model_folder(base or place), about["base"]["sha256"], said=base is not None)
+        )
         model = load(start, device=device)
         if lora is not None:
             with torch.random.fork_rng(devices=[]):
@@ -191,7 +200,7 @@ def _about(folder: Path) -> dict[str, Any]:
     path = folder / ABOUT
     try:
         about = json.loads(path.read_text())
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ConsilienceError(
             f"{folder} holds no {ABOUT}: give the folder that `consilience finetune --out` wrote"
         ) from error
@@ -202,11 +211,32 @@ def _about(folder: Path) -> dict[str, Any]:
     return about
 
 
-def _base(folder: Path, digest: str) -> Path:
+def _check_about(about: Mapping[str, Any], path: Path) -> None:
+    """Raise ConsilienceError where `property.json` does not say what is predicted."""
+    targets, kind, classes = about.get("targets"), about.get("kind"), about.get("classes")
+    numbers = [about.get("mean"), about.get("spread")]
+    good = (
+        isinstance(targets, list)
+        and len(targets) > 0
+        and kind in ("classification", "regression")
+        and isinstance(classes, dict)
+        and set(classes) == (set(targets) if kind == "classification" else set())
+        and all(isinstance(pair, list) and len(pair) == 2 for pair in classes.values())
+        and all(isinstance(values, list) and len(values) == len(targets) for values in numbers)
+        and isinstance(about.get("base"), dict)
+        and "lora" in about
+    )
+    if not good:
+        raise ConsilienceError(f"{path} is damaged (targets, kind, classes or scales); fine-tune again")
+
+
+def _base(folder: Path, digest: str, *, said: bool) -> Path:
     """The folder of the base model, if it holds the very weights that the adapters were trained for."""
     if not folder.is_dir():
         raise ConsilienceError(
-            f"the base model of these adapters lay in {folder}: say where it is with --base"
+            f"there is no base model at {folder}: name its folder with --base"
+            if said
+            else f"the base model of these adapters lay in {folder}: say where it is with --base"
         )
     if weights_digest(folder) != digest:
         raise ConsilienceError(
