@@ -345,8 +345,8 @@ def main() -> int:
         out.mkdir(parents=True, exist_ok=True)
         notes = [
             f"Core: width {chosen.width}, {chosen.depth} layers, {chosen.heads} heads; Muon, peak learning rate "
-            f"{chosen.rate:g}, {chosen.batch:,} tokens a step, {chosen.precision}. One budget of "
-            f"measured operations for all objectives; {chosen.n:,} strings a seed, at temperature 1.",
+            f"{chosen.rate:g}, at most {chosen.batch:,} tokens a step, {chosen.precision}. One budget of measured "
+            f"operations for all objectives; {chosen.n:,} strings a seed, at temperature 1.",
         ]  # fmt: skip
         table(scored, chosen.work, out, notes + curve(scored, chosen.work, out))
     if not whole:

@@ -252,12 +252,29 @@ class GatherWeights(Callback):
 
 
 class History(Callback):
-    """Keeps the losses in memory for reports: (step, value) lists by name."""
+    """Keeps the losses of this sitting in memory for reports: (step, value) lists by name.
+
+    Tokens and seconds are those of the whole run: a checkpoint carries them over to the next sitting.
+    """
 
     def __init__(self) -> None:
         self.train: dict[str, list[tuple[int, float]]] = {}
         self.validation: dict[str, list[tuple[int, float]]] = {}
         self.tokens = 0
+        self._before, self._begin = 0.0, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all sittings up to now."""
+        return self._before + time.perf_counter() - self._begin
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint carries over."""
+        return {"tokens": self.tokens, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.tokens, self._before = int(state_dict["tokens"]), float(state_dict["seconds"])
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -281,8 +298,8 @@ class Outcome:
 
     Args:
         steps: optimiser steps done in all.
-        tokens: real tokens seen in this sitting.
-        seconds: wall time of this sitting.
+        tokens: real tokens seen, in all sittings of the run.
+        seconds: wall time, in all sittings.
         history: losses of this sitting.
         interrupted: whether it was stopped before its last step.
     """
@@ -336,7 +353,6 @@ def fit(
     checks = validation_loaders(validation, config) if config.validations else []
     with _quiet():
         trainer = _trainer(config, used, callbacks, folder, checks=bool(checks))
-    begin = time.perf_counter()
     interrupted = False
     # Cutting up changes a model for good, so that a copy is cut and its weights come back at the end.
     trained = copy.deepcopy(model) if used.sharded else model
@@ -362,7 +378,7 @@ def fit(
     return Outcome(
         steps=trainer.global_step,
         tokens=history.tokens,
-        seconds=time.perf_counter() - begin,
+        seconds=history.seconds,
         history=history,
         interrupted=interrupted,
     )

@@ -22,10 +22,15 @@ def words(files, tiny) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(words, tmp_path_factory) -> dict[str, torch.Tensor]:
+def uninterrupted(words, tmp_path_factory) -> tuple[dict[str, torch.Tensor], int]:
+    """Weights, and the number of tokens they were trained on."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert consilience.cli.main([*words, f"--out={folder}"]) == 0
-    return load_file(folder / "model.safetensors")
+    return trained_in(folder)
+
+
+def trained_in(folder) -> tuple[dict[str, torch.Tensor], int]:
+    return load_file(folder / "model.safetensors"), consilience.load(folder).provenance["outcome"]["tokens"]
 
 
 def at_step(step: int, act, monkeypatch, where: str = "training_step") -> None:
@@ -52,11 +57,13 @@ def stop() -> None:
 def check_resumed(command, folder, uninterrupted) -> None:
     resumed = command("train", "--out", folder, "--resume")
     assert resumed.code == 0, resumed.err
-    found = load_file(folder / "model.safetensors")
-    assert found.keys() == uninterrupted.keys()
-    assert all(torch.equal(found[name], uninterrupted[name]) for name in found)
+    weights, tokens = uninterrupted
+    found, counted = trained_in(folder)
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weights[name]) for name in found)
     outcome = consilience.load(folder).provenance["outcome"]
     assert outcome["steps"] == STEPS and not outcome["interrupted"]
+    assert counted == tokens, "of all sittings"
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -137,7 +144,7 @@ def test_resume_from_python(words, uninterrupted, tmp_path, command, monkeypatch
     done = consilience.resume(tmp_path / "run", progress=False)
     assert not done.outcome.interrupted
     found = load_file(tmp_path / "run" / "model.safetensors")
-    assert all(torch.equal(found[name], uninterrupted[name]) for name in found)
+    assert all(torch.equal(found[name], uninterrupted[0][name]) for name in found)
 
 
 def test_several_sciences_resume(files, tiny, tmp_path, command, monkeypatch) -> None:
@@ -146,7 +153,7 @@ def test_several_sciences_resume(files, tiny, tmp_path, command, monkeypatch) ->
     assert command(*words, "--out", tmp_path / "whole").code == 0
     at_step(4, ctrl_c, monkeypatch)
     assert command(*words, "--out", tmp_path / "run").code == 130
-    check_resumed(command, tmp_path / "run", load_file(tmp_path / "whole" / "model.safetensors"))
+    check_resumed(command, tmp_path / "run", trained_in(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize(
