@@ -35,7 +35,7 @@ class MoleculesDomain(Domain):
     keeps_columns: ClassVar[tuple[str, ...]] = (".csv", ".parquet")
     computed: ClassVar[tuple[str, ...]] = tuple(conditions.COMPUTED)
     quick: ClassVar[QuickPreset] = QuickPreset(
-        objectives=("next-token", "masked", "masked-diffusion"),
+        objectives=("next-token", "masked", "masked-diffusion", "address-only"),
         tokenizer={"max_length": 96},
         tasks=("logP",),
     )

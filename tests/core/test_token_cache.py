@@ -87,8 +87,8 @@ def written(folder: Path, **changes: object) -> TokenCache:
 def assert_same(a: TokenBatch, b: TokenBatch) -> None:
     for field in fields(TokenBatch):
         one, other = getattr(a, field.name), getattr(b, field.name)
-        # A cache refuses tokens with pairs; conditions are put beside its tokens by whoever trains.
-        if field.name in ("pairs", "conditions"):
+        # A cache refuses tokens with pairs; conditions and contexts are put beside its tokens by whoever trains.
+        if field.name in ("pairs", "conditions", "context"):
             assert one is None and other is None
             continue
         assert one.dtype == other.dtype and torch.equal(one, other), field.name
@@ -164,12 +164,13 @@ def test_pinning_reaches_every_tensor(cache, monkeypatch) -> None:
     )
     name, batch = feeds(cache)[0][0]
     pairs = torch.zeros(batch.size, batch.width, batch.width, dtype=torch.uint8)
-    batch = replace(batch, pairs=pairs, conditions=torch.zeros(batch.size, 2))
-    pinned = pin_memory.pin_memory((name, batch))
-    assert pinned[0] == name and isinstance(pinned[1], TokenBatch)
-    assert all(
-        not torch.equal(getattr(pinned[1], f.name), getattr(batch, f.name)) for f in fields(TokenBatch)
-    )
+    beside = replace(batch, pairs=pairs, conditions=torch.zeros(batch.size, 2))
+    batch = replace(beside, context={"other": beside})
+    sent, pinned = pin_memory.pin_memory((name, batch))
+    assert sent == name and isinstance(pinned, TokenBatch)
+    for ours, theirs in ((pinned, batch), (pinned.context["other"], beside)):
+        tensors = [f.name for f in fields(TokenBatch) if f.name != "context"]
+        assert not any(torch.equal(getattr(ours, name), getattr(theirs, name)) for name in tensors)
 
 
 def test_epochs_read_their_draws(drawn) -> None:

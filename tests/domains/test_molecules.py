@@ -241,7 +241,7 @@ def test_bad_rows_of_a_table_and_an_sd_file(tmp_path: Path) -> None:
         ("a.csv.gz", b"not gzip", {}, "cannot be read"),
         ("a.smi.gz", gzip.compress(b"CCO\n" * 5000, mtime=0)[:40], {}, "cannot be read"),
         ("a.parquet", b"not parquet", {}, "cannot be read"),
-        ("a.smi", b"\xff\xfe\x00", {}, "cannot be read"),
+        ("a.smi", b"\xff\xfe\x00", {}, "is not UTF-8 text"),
         ("a.mol3", b"CC", {}, "molecules are read from .smi"),
     ],
 )

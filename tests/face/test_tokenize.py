@@ -152,7 +152,8 @@ def test_shares_of_the_parts_reach_training_and_evaluation(cached, files, tiny, 
 
 def test_a_run_without_test_records_says_so(files, tiny, tmp_path, command) -> None:
     train = ["train", "molecules", f"--data={files['molecules']}", *tiny]
-    assert command(*train, f"--out={tmp_path / 'run'}", "--parts", "0.9", "0.1", "0").code == 0
+    done = command(*train, f"--out={tmp_path / 'run'}", "--parts", "0.9", "0.1", "0")
+    assert done.code == 0 and "next: consilience embed" in done.out  # there is nothing to evaluate on
     shown = command("evaluate", tmp_path / "run")
     assert shown.code == 2 and "name other data with --data" in shown.err
     shown = command(*train, f"--out={tmp_path / 'b'}", "--parts", "0.9", "0.2", "0")

@@ -302,7 +302,10 @@ def run(options: "Namespace") -> None:
         kind = weakened(done.model.objective.kind, done.model.predictor(name).likelihoods)
         beside = " given " + " and ".join(other for other in done.prepared if other != name)
         say(f"{name}{beside if options.pairs else ''}: validation: {loss_in_words(values[-1][1], kind)}")
+    # Without a test part there is nothing to evaluate on.
+    tested = any(len(part.split.test) for part in done.prepared.values())
+    following = f"evaluate {folder}" if tested else f"embed {folder} YOUR_FILE --out FILE"
     say(
         f"{folder}: {outcome.steps} steps, {outcome.tokens:,} tokens in {outcome.seconds:.0f} s; "
-        f"next: consilience evaluate {folder}"
+        f"next: consilience {following}"
     )
