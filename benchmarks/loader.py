@@ -18,10 +18,10 @@ from harness import Report, options
 
 from consilience import registry
 from consilience.core.feed import Source, TokenFeed
+from consilience.core.loader import StepLoader
 from consilience.core.model import FoundationModel
 from consilience.core.objectives import Masked
 from consilience.core.optim import build_optimizer
-from consilience.core.training import StepLoader
 from consilience.core.transformer import CoreConfig
 from consilience.domains.cached import PreparedTokens, tokenize_collection
 from consilience.domains.preparation import load_collection, prepare

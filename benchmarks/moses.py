@@ -29,10 +29,10 @@ from scipy import stats
 
 import consilience
 from consilience import datasets, registry
+from consilience.core.cache_plan import MANIFEST
 from consilience.core.feed import TokenFeed
 from consilience.core.flops import step_cost
 from consilience.core.model import FoundationModel
-from consilience.core.token_cache import MANIFEST
 from consilience.core.transformer import CoreConfig
 from consilience.domains.cached import PreparedTokens
 from consilience.domains.molecules.generation import canonical_or_none

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from consilience.core.attention import Layout
 from consilience.core.batch import TokenBatch
@@ -17,7 +16,7 @@ from consilience.core.conditions import Asked, Conditioner, Conditions, told
 from consilience.core.context import Beside, beside, context_views, encoded
 from consilience.core.errors import ConsilienceError
 from consilience.core.modalities import join_angles, join_biases, join_patterns, join_times
-from consilience.core.objectives.base import Objective, sum_fields
+from consilience.core.objectives.base import Objective
 from consilience.core.port import Port
 from consilience.core.predictor import DomainPredictor
 from consilience.core.readouts import Pool
@@ -25,14 +24,11 @@ from consilience.core.records import Failure
 from consilience.core.sampling import Sampling
 from consilience.core.tokenizer import Tokenizer
 from consilience.core.transformer import CoreConfig, CoreInput, KeyValueCache, States, Transformer
-from consilience.core.view import Loss, Scored, View
+from consilience.core.view import Loss, View
 
 if TYPE_CHECKING:
     from consilience.core.generation import Hidden
     from consilience.core.log_likelihood import LogLikelihood
-
-HEAD_NUMBERS = 2**23
-"""Parameters of likelihoods that are held at once in training (32 MB); more are computed in pieces."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,41 +213,13 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
             first += view.tokens.width
             port = self._port(name)
             motion = port.moved(view, own)
-            losses[name] = self._loss_of_rows(
-                port,
+            losses[name] = port.loss(
                 own[targets.scored],
-                None if motion is None else motion[targets.scored],
                 targets.select(),
                 objective,
+                motion=None if motion is None else motion[targets.scored],
             )
         return losses
-
-    def _loss_of_rows(
-        self, port: Port, states: Tensor, motion: Tensor | None, scored: Scored, objective: Objective
-    ) -> Loss:
-        """Heads and likelihoods of the scored rows; in pieces that are computed again backwards where they are big.
-
-        4,096 rows of a vocabulary of 20,000 genes are 330 MB, several times over with their gradients.
-        """
-
-        def nats(states: Tensor, motion: Tensor | None, scored: Scored) -> Tensor:
-            return sum_fields(port.likelihoods, port.predict(states, scored.address, motion), scored)
-
-        width = sum(likelihood.parameters for likelihood in port.likelihoods.values())
-        rows, count = max(1, HEAD_NUMBERS // width), states.shape[0]
-        if count <= rows:
-            return objective.reduce(nats(states, motion, scored), port.likelihoods, scored)
-        parts = [
-            checkpoint(
-                nats,
-                states[first : first + rows],
-                None if motion is None else motion[first : first + rows],
-                scored.rows(first, first + rows),
-                use_reentrant=False,
-            )
-            for first in range(0, count, rows)
-        ]
-        return objective.reduce(torch.cat(parts), port.likelihoods, scored)
 
     def predictor(self, domain: str | None = None) -> DomainPredictor:
         """The model seen through one science, for samplers and likelihoods."""

@@ -4,16 +4,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from consilience.core.embedding import PairBias, TokenEmbedder
 from consilience.core.errors import ConsilienceError
 from consilience.core.geometry import DistanceView, EquivariantVelocity
 from consilience.core.kernels import apply_linear
 from consilience.core.likelihoods import Field, Likelihood, NegativeBinomial, Velocity
-from consilience.core.objectives.base import Objective
+from consilience.core.objectives.base import Objective, sum_fields
 from consilience.core.tokenizer import Tokenizer
 from consilience.core.transformer import CoreConfig
-from consilience.core.view import View
+from consilience.core.view import Loss, Scored, View
+
+HEAD_NUMBERS = 2**23
+"""Parameters of likelihoods that are held at once in training (32 MB); more are computed in pieces."""
 
 
 class Port(nn.Module):
@@ -111,3 +115,36 @@ class Port(nn.Module):
         if motion is not None:
             found["values"] = torch.cat([motion.to(found["values"].dtype), found["values"][..., 3:]], dim=-1)
         return found
+
+    def loss(
+        self, states: Tensor, scored: Scored, objective: Objective, *, motion: Tensor | None = None
+    ) -> Loss:
+        """Heads and likelihoods of the scored rows; in pieces that are computed again backwards where they are big.
+
+        4,096 rows of a vocabulary of 20,000 genes are 330 MB, several times over with their gradients.
+
+        Args:
+            states: (R, D) of the scored rows alone.
+            scored: what they should have said.
+            objective: how nats become a loss.
+            motion: (R, 3) of `moved`, for the same rows.
+        """
+
+        def nats(states: Tensor, motion: Tensor | None, scored: Scored) -> Tensor:
+            return sum_fields(self.likelihoods, self.predict(states, scored.address, motion), scored)
+
+        width = sum(likelihood.parameters for likelihood in self.likelihoods.values())
+        rows, count = max(1, HEAD_NUMBERS // width), states.shape[0]
+        if count <= rows:
+            return objective.reduce(nats(states, motion, scored), self.likelihoods, scored)
+        parts = [
+            checkpoint(
+                nats,
+                states[first : first + rows],
+                None if motion is None else motion[first : first + rows],
+                scored.rows(first, first + rows),
+                use_reentrant=False,
+            )
+            for first in range(0, count, rows)
+        ]
+        return objective.reduce(torch.cat(parts), self.likelihoods, scored)

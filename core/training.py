@@ -1,4 +1,4 @@
-"""Pre-training with Lightning: the module, the loader and `fit`, which can be interrupted and resumed.
+"""Pre-training with Lightning: the module and `fit`, which can be interrupted and resumed.
 
 Every random choice is a function of (seed, step), so a run that was interrupted and resumed gives the same
 numbers as one that was not, and several processes give those of one (see `core.distributed`).
@@ -7,7 +7,6 @@ numbers as one that was not, and several processes give those of one (see `core.
 import copy
 import logging
 import pickle
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,14 +19,15 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.utils.data import DataLoader
 
 from consilience.core.batch import TokenBatch
+from consilience.core.callbacks import GatherWeights, History, SaveOften
 from consilience.core.distributed import combine, rank, share_of, told_of_lost_peers, world, writes
 from consilience.core.errors import ConsilienceError
-from consilience.core.feed import Source, StepSampler, TokenFeed, step_generator
-from consilience.core.interruption import WholeSteps, ignore_interrupts
+from consilience.core.feed import Source, TokenFeed, step_generator
+from consilience.core.interruption import WholeSteps
 from consilience.core.launch import Devices, devices_of
+from consilience.core.loader import StartAtStep, StepLoader, validation_loaders
 from consilience.core.memory import kept_memory
 from consilience.core.model import FoundationModel
 from consilience.core.optim import build_optimizer, schedule
@@ -137,159 +137,6 @@ class PreTraining(pl.LightningModule):
             optimizer, lambda step: schedule(step, steps=c.steps, warmup=c.warmup, decay=c.decay)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rule, "interval": "step"}}
-
-
-class StepLoader(DataLoader[tuple[str, TokenBatch]]):
-    """Feeds steps in order; on resuming it starts at the step of the checkpoint."""
-
-    def __init__(self, feed: TokenFeed, workers: int, pin: bool) -> None:
-        self.steps = StepSampler(len(feed))
-        extra: dict[str, Any] = {"prefetch_factor": 4, "persistent_workers": True} if workers else {}
-        super().__init__(
-            feed,
-            batch_size=None,
-            sampler=self.steps,
-            num_workers=workers,
-            pin_memory=pin,
-            worker_init_fn=ignore_interrupts,
-            **extra,
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the step of the run is the whole state. Its presence tells Lightning that we resume exactly."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `state_dict`."""
-
-
-class StartAtStep(Callback):
-    """Points the loader at the step from which a resumed run goes on.
-
-    This must happen when the checkpoint is read: Lightning makes the loader's iterator before `on_train_start`.
-    """
-
-    def __init__(self, loader: StepLoader) -> None:
-        self.loader = loader
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Runs before anything is fetched."""
-        step = self.loader.steps.first = int(checkpoint["global_step"])
-        # A step that an interrupt cut short counts as begun in Lightning's books; it will be done again, and
-        # validations are due by that count.
-        for count in checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"].values():
-            if isinstance(count, dict):
-                count.update(dict.fromkeys(count, step))
-
-
-class SaveOften(Callback):
-    """A resumable checkpoint every so many steps, at the end and when the run is interrupted."""
-
-    def __init__(self, path: Path, every: int, steps: WholeSteps) -> None:
-        self.path, self.every, self.steps = path, every, steps
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Save on schedule."""
-        if self.every and trainer.global_step % self.every == 0:
-            self.save(trainer)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the end."""
-        self.save(trainer)
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Save what there is, unless the numbers have gone bad or a step is half done.
-
-        Several processes save together, and so only where all of them have stopped at the same step.
-        """
-        together = trainer.world_size == 1 or self.steps.agreed
-        if isinstance(exception, KeyboardInterrupt) and self.steps.whole and together:
-            self.save(trainer)
-
-    def save(self, trainer: pl.Trainer) -> None:
-        """Write beside the old checkpoint and replace it in one step."""
-        part = self.path.with_suffix(".part")
-        trainer.save_checkpoint(part)  # all processes take part, the first writes
-        if trainer.is_global_zero:
-            part.replace(self.path)
-
-
-class GatherWeights(Callback):
-    """Puts the weights of a model that is cut up among processes into a whole one, at the end and when interrupted.
-
-    Must happen while all processes are there: after an interruption Lightning ends those that it started.
-    """
-
-    def __init__(self, whole: FoundationModel, steps: WholeSteps) -> None:
-        self.whole, self.steps = whole, steps
-        self.done = False
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Gather the end."""
-        self.gather(pl_module)
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Gather what there is where all processes have stopped at the same step."""
-        if isinstance(exception, KeyboardInterrupt) and self.steps.whole and self.steps.agreed:
-            self.gather(pl_module)
-
-    def gather(self, module: pl.LightningModule) -> None:
-        """One tensor at a time, in every process."""
-        from torch.distributed.tensor import DTensor
-
-        assert isinstance(module, PreTraining)
-        found = module.model.state_dict()
-        for name, tensor in self.whole.state_dict().items():
-            part = found[name]
-            tensor.copy_(part.full_tensor() if isinstance(part, DTensor) else part)
-        self.done = True
-
-
-class History(Callback):
-    """Keeps the losses of this sitting in memory for reports: (step, value) lists by name.
-
-    Tokens and seconds are those of the whole run: a checkpoint carries them over to the next sitting.
-    """
-
-    def __init__(self) -> None:
-        self.train: dict[str, list[tuple[int, float]]] = {}
-        self.validation: dict[str, list[tuple[int, float]]] = {}
-        self.tokens = 0
-        self._before, self._begin = 0.0, time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of all sittings up to now."""
-        return self._before + time.perf_counter() - self._begin
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint carries over."""
-        return {"tokens": self.tokens, "seconds": self.seconds}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
-        self.tokens, self._before = int(state_dict["tokens"]), float(state_dict["seconds"])
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Note the training loss."""
-        name, tokens = batch
-        self.tokens += tokens.n_tokens
-        self.train.setdefault(name, []).append((trainer.global_step, float(outputs["value"])))
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the held-out losses."""
-        for key, value in trainer.callback_metrics.items():
-            if key.startswith("validation/"):
-                name = key.removeprefix("validation/")
-                self.validation.setdefault(name, []).append((trainer.global_step, float(value)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -408,26 +255,6 @@ def _trainer(
         check_val_every_n_epoch=None,
         limit_val_batches=1.0 if checks else 0,
     )
-
-
-def validation_loaders(
-    sources: Mapping[str, Source], config: TrainingConfig, *, batches: int = 4
-) -> list[DataLoader[Any]]:
-    """One loader a science: a few fixed batches of held-out records, tokenized as in training, with fixed seeds."""
-    loaders: list[DataLoader[Any]] = []
-    for name, source in sources.items():
-        if not len(source.records):
-            continue
-        probe = TokenFeed({name: source}, steps=1, tokens_per_batch=config.tokens_per_batch, seed=0)
-        per_epoch = len(probe._make_epoch(name, 0))
-        feed = TokenFeed(
-            {name: source},
-            steps=min(batches, per_epoch),
-            tokens_per_batch=config.tokens_per_batch,
-            seed=0,
-        )
-        loaders.append(DataLoader([feed[step] for step in range(len(feed))], batch_size=None))  # type: ignore[arg-type]
-    return loaders
 
 
 def _checkpoint(folder: Path | None, resume: bool, *, sharded: bool) -> str | None:

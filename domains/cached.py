@@ -9,17 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from consilience.core.cache_plan import TRAIN, CachePlan, read_plan
+from consilience.core.cache_writer import is_random, write_cache
 from consilience.core.errors import ConsilienceError
 from consilience.core.feed import Source
 from consilience.core.records import Failure
-from consilience.core.token_cache import (
-    TRAIN,
-    CachePlan,
-    TokenCache,
-    is_random,
-    read_plan,
-    write_cache,
-)
+from consilience.core.token_cache import TokenCache
 from consilience.core.tokenizer import Tokenizer
 from consilience.domains.base import Domain
 from consilience.domains.preparation import Prepared, load_collection, prepare

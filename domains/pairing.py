@@ -14,9 +14,9 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from consilience.core.cache_plan import is_cache
 from consilience.core.errors import ConsilienceError
 from consilience.core.records import Collection, Failure
-from consilience.core.token_cache import is_cache
 from consilience.core.tokenizer import Tokenizer
 from consilience.domains.base import Domain
 from consilience.domains.preparation import Prepared, limited, load_collection, prepare

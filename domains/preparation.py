@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from consilience.core.cache_plan import is_cache, read_plan
 from consilience.core.errors import ConsilienceError
 from consilience.core.feed import Source
 from consilience.core.records import Collection, Failure, take_records
-from consilience.core.token_cache import is_cache, read_plan
 from consilience.core.tokenizer import Tokenizer
 from consilience.domains.base import Domain
 from consilience.domains.pieces import Piece, pieces_of, places_in_source

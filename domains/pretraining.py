@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from consilience.core.cache_plan import is_cache
 from consilience.core.checkpoint import load_model, take_core
 from consilience.core.conditions import Conditions
 from consilience.core.context import paired
@@ -17,7 +18,6 @@ from consilience.core.errors import ConsilienceError
 from consilience.core.feed import Source
 from consilience.core.model import FoundationModel
 from consilience.core.objectives import Objective
-from consilience.core.token_cache import is_cache
 from consilience.core.tokenizer import Tokenizer
 from consilience.core.training import LAST, Outcome, fit
 from consilience.core.training_config import TrainingConfig

@@ -425,7 +425,7 @@ def test_a_loss_in_pieces_is_the_loss(objective, kind, tools, monkeypatch):
     tokens = {kind: tools.batch_of(kind)}
     found = []
     for numbers in (2**23, 12):
-        monkeypatch.setattr("consilience.core.model.HEAD_NUMBERS", numbers)
+        monkeypatch.setattr("consilience.core.port.HEAD_NUMBERS", numbers)
         model = tools.model_of(tools.spec_of(kind), objective).train()
         loss = model.loss(tokens, tools.seeded(1))[kind]
         loss.value.backward()

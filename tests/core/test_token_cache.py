@@ -11,13 +11,15 @@ import pytest
 import torch
 from filelock import FileLock
 
-from consilience.core import token_cache
+from consilience.core import cache_writer
 from consilience.core.batch import TokenBatch, TokenSpec
+from consilience.core.cache_plan import MANIFEST, CachePlan, is_cache
+from consilience.core.cache_writer import is_random, write_cache
 from consilience.core.errors import ConsilienceError
 from consilience.core.feed import Source, TokenFeed
-from consilience.core.token_cache import CachePlan, TokenCache, is_cache, is_random, write_cache
+from consilience.core.loader import StepLoader
+from consilience.core.token_cache import TokenCache
 from consilience.core.tokenizer import Tokenizer
-from consilience.core.training import StepLoader
 
 SPEC = TokenSpec(
     name="everything", vocabulary=300, channels=3, addresses=70_000, coordinates=2, weighted=True
@@ -196,12 +198,12 @@ def test_randomness_is_noticed() -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != token_cache.LOCK}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != cache_writer.LOCK}
 
 
 @pytest.mark.parametrize("stop", [1, 4])
 def test_a_writer_that_was_stopped_goes_on_to_the_same_bytes(stop, drawn, tmp_path, monkeypatch) -> None:
-    write, done = token_cache.write_shard, []
+    write, done = cache_writer.write_shard, []
 
     def stopping(path, samples, marks):  # type: ignore[no-untyped-def]
         if len(done) == stop:
@@ -212,7 +214,7 @@ def test_a_writer_that_was_stopped_goes_on_to_the_same_bytes(stop, drawn, tmp_pa
 
     settings = {"tokenizer": Everything(noise=True), "draws": 3}
     with monkeypatch.context() as patch:
-        patch.setattr(token_cache, "write_shard", stopping)
+        patch.setattr(cache_writer, "write_shard", stopping)
         with pytest.raises(KeyboardInterrupt):
             written(tmp_path / "c", **settings)
     assert is_cache(tmp_path / "c")
@@ -235,7 +237,7 @@ def test_a_writer_that_was_stopped_before_its_first_shard_goes_on(cache, tmp_pat
 
     for name in ("_write_json", "pa.table", "_write_draw"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"consilience.core.token_cache.{name}", stop)
+            patch.setattr(f"consilience.core.cache_writer.{name}", stop)
             with pytest.raises(KeyboardInterrupt):
                 written(tmp_path / "c")
     assert contents(written(tmp_path / "c").folder) == contents(cache.folder)
@@ -251,13 +253,13 @@ def remove(folder: Path) -> None:
 
 
 def half_a_manifest(folder: Path) -> None:
-    path = folder / token_cache.MANIFEST
+    path = folder / MANIFEST
     path.write_text(path.read_text()[:200])
 
 
 def change(*names: str, to: object):  # type: ignore[no-untyped-def]
     def act(folder: Path) -> None:
-        path = folder / token_cache.MANIFEST
+        path = folder / MANIFEST
         found = inner = json.loads(path.read_text())
         for name in names[:-1]:
             inner = inner[name]
@@ -306,7 +308,7 @@ def test_folders_that_cannot_be_written_to(tmp_path) -> None:
         written(tmp_path / "full")
     (tmp_path / "busy").mkdir()
     with (
-        FileLock(tmp_path / "busy" / token_cache.LOCK),
+        FileLock(tmp_path / "busy" / cache_writer.LOCK),
         pytest.raises(ConsilienceError, match="another process is writing"),
     ):
         written(tmp_path / "busy")

@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 
 import consilience
 from consilience import registry
-from consilience.core.token_cache import LOCK, MANIFEST, TokenCache
+from consilience.core.cache_plan import MANIFEST
+from consilience.core.cache_writer import LOCK
+from consilience.core.token_cache import TokenCache
 from consilience.core.training import PreTraining
 
 
