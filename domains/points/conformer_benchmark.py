@@ -167,6 +167,7 @@ def run(
         ids=np.concatenate([part.ids for part, _ in held]),
         labels={},
         groups=None,
+        beside={},
     )
     split = Split(*np.split(np.arange(ends[-1]), ends[:-1]))
     model = train(
