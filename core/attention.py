@@ -182,28 +182,37 @@ def attention_maps(q: Tensor, k: Tensor, layout: Layout, *, bias: Tensor | None 
     return scores.masked_fill(~layout.mask()[:, None], float("-inf")).softmax(-1)
 
 
-def attend_cached(q: Tensor, k: Tensor, v: Tensor, filled: int) -> Tensor:
+def attend_cached(q: Tensor, k: Tensor, v: Tensor, filled: int, real: Tensor | None = None) -> Tensor:
     """New rows (the last ones) against all rows so far, causally.
 
     Args:
         q: (B, M, H, d).
         k, v: (B, H, N, d), of which `filled` rows count, the new ones included; the others hold zeros.
         filled: at least M.
+        real: (B, F) bool, which of the filled rows are not padding; None = all.
 
     Returns:
-        (B, M, H, d).
+        (B, M, H, d); of rows that are padding anything finite.
     """
     new = q.shape[1]
     q = q.transpose(1, 2).to(k.dtype)
     if new == 1 and not q.is_cuda:  # reading the cache is all the work: plain products do so in one run
-        tail = q.new_zeros(1, 1, k.shape[2])
+        tail = q.new_zeros(1 if real is None else len(real), 1, k.shape[2])
         tail[..., filled:] = float("-inf")
+        if real is not None:
+            tail[:, 0, :filled].masked_fill_(~real, float("-inf"))
+            tail = tail.repeat_interleave(q.shape[1], 0)
         keys = k.flatten(0, 1).transpose(1, 2)
         scores = torch.baddbmm(tail, q.flatten(0, 1), keys, alpha=q.shape[-1] ** -0.5)
         return torch.bmm(scores.softmax(-1), v.flatten(0, 1)).unflatten(0, q.shape[:2]).transpose(1, 2)
     mask = None
     if new > 1:
         mask = torch.ones(new, filled, dtype=torch.bool, device=q.device).tril(filled - new)
+    if real is not None:
+        own = torch.eye(filled, dtype=torch.bool, device=q.device)[
+            filled - new :
+        ]  # or padding would see nothing
+        mask = real[:, None, None] | own if mask is None else (mask & real[:, None, None]) | own
     return F.scaled_dot_product_attention(q, k[:, :, :filled], v[:, :, :filled], attn_mask=mask).transpose(
         1, 2
     )

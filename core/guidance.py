@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from consilience.core.batch import TokenBatch
 from consilience.core.errors import ConsilienceError
 from consilience.core.likelihoods import Categorical, Field, Velocity
 from consilience.core.objectives.base import Predictor, Wrapped
@@ -41,10 +42,11 @@ class Guided(Wrapped):
             for field, rows in conditional.items()
         }
 
-    def new_cache(self, batch: int, rows: int) -> KeyValueCache:
+    def new_cache(self, tokens: TokenBatch) -> KeyValueCache | None:
         """An empty cache of the rows with conditions; its twin holds the same rows without."""
-        cache = self.predict.new_cache(batch, rows)
-        cache.twin = self.predict.new_cache(batch, rows)
+        cache = self.predict.new_cache(tokens)
+        if cache is not None:
+            cache.twin = self.predict.new_cache(tokens)
         return cache
 
 

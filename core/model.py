@@ -118,7 +118,8 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
 
         What stands beside their tokens (`core.context`) is seen before them, and has rows in the attention maps alone.
         """
-        first = context_views(self, views, self.objective)
+        # A cache that has rows has those of the context, which came first.
+        first = {} if cache is not None and cache.filled else context_views(self, views, self.objective)
         states: States = self.core(
             self._core_input({**first, **views}), layers=layers, attention=attention, cache=cache
         )

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from consilience.core.batch import TokenBatch, TokenSpec
-from consilience.core.errors import ConsilienceError
 from consilience.core.likelihoods import Field, Likelihood, Velocity
 from consilience.core.objectives.base import Objective
 from consilience.core.synthetic import GaussianAR1, Source
@@ -48,9 +47,8 @@ class Oracle:
             return self._next_token(view)
         return self.source.parameters(self._in_units(view.tokens), ~view.hidden)
 
-    def new_cache(self, batch: int, rows: int) -> KeyValueCache:
-        """Not possible: there is no core."""
-        raise ConsilienceError("the oracle has no key-value cache: sample with cached=False")
+    def new_cache(self, tokens: TokenBatch) -> None:
+        """There is no core to keep keys and values of."""
 
     def _in_units(self, tokens: TokenBatch) -> TokenBatch:
         """The content of a view in original units."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from consilience.core.batch import TokenSpec
+from consilience.core.batch import TokenBatch, TokenSpec
 from consilience.core.likelihoods import Field, Likelihood
 from consilience.core.port import Port
 from consilience.core.transformer import KeyValueCache
@@ -43,6 +43,11 @@ class DomainPredictor:
         states = self.model.forward({self.domain: view}, cache=cache).final
         return self.port.predict(states, asked, self.port.moved(view, states))
 
-    def new_cache(self, batch: int, rows: int) -> KeyValueCache:
-        """An empty key-value cache."""
-        return KeyValueCache(self.model.core_config, batch, rows, next(self.model.parameters()))
+    def new_cache(self, tokens: TokenBatch) -> KeyValueCache | None:
+        """An empty key-value cache; None where a pairwise bias would need more of a row than that."""
+        context = tokens.context or {}
+        ports = [self.port, *map(self.model._port, context)]
+        if any(port.pair_bias is not None or port.distances is not None for port in ports):
+            return None
+        rows = tokens.width + sum(other.width + 1 for other in context.values())  # each after a start mark
+        return KeyValueCache(self.model.core_config, tokens.size, rows, next(self.model.parameters()))

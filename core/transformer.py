@@ -117,7 +117,8 @@ class KeyValueCache:
     """Keys and values of the rows seen so far, one pair a layer; for one set of weights.
 
     Buffers hold a few rows more than are filled and are handed out whole: products over a part of a buffer would
-    copy it first. Rows that are not filled yet are zero.
+    copy it first. Rows that are not filled yet are zero. `real` (B, filled) tells padding among the filled rows, which
+    those of a context may have (`core.context`); None where there is none.
     """
 
     STEP = 16
@@ -129,6 +130,7 @@ class KeyValueCache:
         self.buffer = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.rows = rows
         self.filled = 0
+        self.real: Tensor | None = None
         self.folded: dict[int, Folded] = {}
         self.twin: KeyValueCache | None = None  # of the same rows seen otherwise (`core.guidance`)
 
@@ -141,6 +143,13 @@ class KeyValueCache:
         self.buffer[layer, 1, :, :, self.filled : stop] = v.transpose(1, 2)
         return self.buffer[layer, 0], self.buffer[layer, 1], stop
 
+    def expect(self, real: Tensor, dense: bool) -> None:
+        """Learn which of the rows that come next are padding. real: (B, M) bool; dense: whether none is."""
+        if self.real is None and dense:
+            return
+        before = real.new_ones(len(real), self.filled) if self.real is None else self.real
+        self.real = torch.cat([before, real], dim=1)
+
     def _grow(self, rows: int) -> None:
         old = self.buffer
         self.buffer = old.new_empty(*old.shape[:4], rows, old.shape[5])
@@ -150,6 +159,8 @@ class KeyValueCache:
     def keep(self, samples: Tensor) -> None:
         """Go on with these samples alone. samples: (G,) int64."""
         self.buffer = self.buffer[:, :, samples]
+        if self.real is not None:
+            self.real = self.real[samples]
         if self.twin is not None:
             self.twin.keep(samples)
 
@@ -226,7 +237,7 @@ class Block(nn.Module):
         if cache is not None:
             store, layer = cache
             q_B, k_B, v_B = (layout.unflatten(part) for part in (q, k, v))
-            mixed = layout.flatten(attend_cached(q_B, *store.extend(layer, k_B, v_B)))
+            mixed = layout.flatten(attend_cached(q_B, *store.extend(layer, k_B, v_B), store.real))
         else:
             mixed = attend(q, k, v, layout, bias=bias, kernel=self.config.kernel)
         if maps is not None:
@@ -337,6 +348,8 @@ class Transformer(nn.Module):
             cache: with a cache, the rows are the next ones of every sample and attend causally to all so far.
         """
         layout = seen.layout
+        if cache is not None:
+            cache.expect(layout.real, layout.dense)
         x = layout.flatten(seen.rows)
         time_index = None if seen.time_index is None else layout.flatten(seen.time_index)
         planes = self._planes(seen)

@@ -36,8 +36,8 @@ class Predictor(Protocol):
     def __call__(self, view: View, *, cache: KeyValueCache | None = None) -> dict[Field, Tensor]:
         """Parameters of each likelihood for every row, (B, M, parameters)."""
 
-    def new_cache(self, batch: int, rows: int) -> KeyValueCache:
-        """An empty key-value cache."""
+    def new_cache(self, tokens: TokenBatch) -> KeyValueCache | None:
+        """An empty key-value cache for samples like these, with what stands beside them; None where it cannot be."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class Wrapped:
         """The likelihood of each field of the content."""
         return self.predict.likelihoods
 
-    def new_cache(self, batch: int, rows: int) -> KeyValueCache:
-        """An empty key-value cache."""
-        return self.predict.new_cache(batch, rows)
+    def new_cache(self, tokens: TokenBatch) -> KeyValueCache | None:
+        """An empty key-value cache, where the one inside has one."""
+        return self.predict.new_cache(tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,10 +38,7 @@ def autoregress(
         generator: all randomness; draws do not depend on whether keys and values are cached.
         sampling: how to draw; a sample is finished once it draws the end symbol, or has its length.
     """
-    # The cache keeps keys and values, not the places that a pairwise bias is made of, nor which rows are padding, which
-    # those of a context may be.
-    cached = sampling.cached and not predict.spec.pairwise_bias and tokens.context is None
-    cache = predict.new_cache(tokens.size, tokens.width) if cached else None
+    cache = predict.new_cache(tokens) if sampling.cached else None
     index = torch.arange(tokens.size, device=tokens.device)  # of the unfinished samples
     part, fill = tokens, hidden & tokens.real & ~tokens.is_given
     finished = torch.zeros_like(index, dtype=torch.bool)

@@ -28,6 +28,8 @@ from consilience.core.objectives import (
     NextToken,
     TwoPhase,
 )
+from consilience.core.objectives.next_token import shifted_view
+from consilience.core.sampling import Sampling
 from consilience.core.synthetic import MarkovChain
 from consilience.core.synthetic_tokenizer import SyntheticTokenizer
 from consilience.core.training import fit
@@ -227,7 +229,7 @@ def test_neighbours_and_padding_change_nothing(objective, own, other, tools):
 
 @pytest.mark.parametrize("objective", [AnyOrder(), NextToken()], ids=repr)
 def test_draws_do_not_depend_on_the_cache_or_on_others(objective, tools):
-    """Contexts of several lengths beside one another; `cached` is left out with a context."""
+    """Contexts of several lengths beside one another."""
     model, batches = model_of(objective, tools), pairs(4, 1)
     heard = [row[: 3 + i] for i, row in enumerate(batches["echo"].ids.numpy())]
     likely = model.log_likelihood(list(batches["chain"].ids.numpy()), domain="chain", context={"echo": heard})
@@ -242,6 +244,35 @@ def test_draws_do_not_depend_on_the_cache_or_on_others(objective, tools):
     for i in range(4):
         (own,) = model.generate(1, domain="chain", temperature=0.0, context={"echo": [heard[i]]}, seed=1)
         assert np.array_equal(own, drawn[i])
+
+
+def test_a_cache_keeps_the_context_and_knows_its_padding(tools):
+    """Row by row with a cache: what all rows at once give, though contexts differ in length."""
+    model, batches = model_of(NextToken(), tools), pairs(4, 1)
+    predict, spec = model.predictor("chain"), model.predictor("chain").spec
+    tokens = batches["chain"]
+    heard = model.tokenizers["echo"].encode(
+        [row[: 3 + i] for i, row in enumerate(batches["echo"].ids.numpy())]
+    )
+    tokens = replace(tokens, context={"echo": heard})
+    with torch.no_grad():
+        view = shifted_view(tokens, spec)
+        whole, cache = predict(view)["ids"], predict.new_cache(tokens)
+        for row in range(tokens.width):
+            step = predict(view.rows(row, row + 1), cache=cache)["ids"]
+            assert torch.allclose(step[:, 0], whole[:, row], atol=1e-5)
+            if row == 2:  # one leaves the batch
+                kept = torch.tensor([0, 2, 3])
+                cache.keep(kept)
+                view, whole = view.take(kept), whole[kept]
+        assert not torch.allclose(
+            predict(shifted_view(replace(tokens, context=None), spec))["ids"][kept], whole
+        )
+        drawn = [
+            model.objective.sample(predict, tokens, tokens.real, seeded(2), Sampling(cached=cached))
+            for cached in (True, False)
+        ]
+    assert torch.equal(drawn[0].ids, drawn[1].ids)
 
 
 def test_embeddings_read_the_context(tools):

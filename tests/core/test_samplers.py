@@ -288,7 +288,7 @@ def test_cached_generation_equals_uncached(objective, kind, tools):
     with torch.no_grad():
         if not spec.pairwise_bias:
             view = shifted_view(tokens.permute(objective.permutation(tokens, tools.seeded())), spec)
-            cache = predict.new_cache(tokens.size, tokens.width)
+            cache = predict.new_cache(tokens)
             whole = predict(view)
             for row in range(tokens.width):
                 step = predict(view.rows(row, row + 1), cache=cache)
@@ -379,11 +379,6 @@ def test_generation_is_reproducible(objective, tools):
     assert first.shape == (20, 6, 1)
     assert torch.equal(first, again)
     assert not torch.allclose(first, other)
-
-
-def test_the_oracle_keeps_no_cache():
-    with pytest.raises(ConsilienceError, match="cached=False"):
-        Oracle(CHAIN, NextToken()).new_cache(1, 1)
 
 
 @pytest.mark.parametrize(
