@@ -23,6 +23,7 @@ from consilience.core.files import replacing, try_writing
 from consilience.core.model import FoundationModel
 from consilience.domains.points.bonds import bonds_of_mol
 from consilience.domains.script import function_script
+from consilience.pretrained import model_folder
 from consilience.tokenizers.point_records import PointCloud, PointTable
 
 TOKENIZER = {"geometry": "invariant", "bonds": True, "order": "given", "augment": "none"}
@@ -157,7 +158,7 @@ def run(
     """Write conformers of molecules; those that cannot be read are left out and named.
 
     Args:
-        model: folder of a trained model.
+        model: folder of a trained model, or the name of one that comes with the package: conformers-small.
         smiles: the molecules, one or several, in quotes where the shell needs them; hydrogens are added.
         out: .sdf file; coordinates are in ångström, one entry a conformer.
         n: conformers of each; default 1.
@@ -168,7 +169,7 @@ def run(
     if target.suffix != ".sdf":
         raise ConsilienceError(f"{target}: conformers are written as .sdf")
     try_writing(target, lambda path: path.touch())
-    network = FoundationModel.load(model)
+    network = FoundationModel.load(model_folder(model))
     mols, left_out = usable(network, smiles)
     if smiles and not mols:
         raise ConsilienceError(f"none of {len(smiles)} molecules can be taken; {left_out[0]}")
