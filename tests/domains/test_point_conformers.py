@@ -180,6 +180,27 @@ def test_what_cannot_be_generated_is_told(model):
         generate(model, [mol], 0)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--steps", "0"], "steps must be at least 1, not 0"),
+        (["--core.width", "7"], "width 7 must be an even multiple of heads 8"),
+        (["--core.width", "x"], "--core.width: expected a whole number, not 'x'"),
+        (["--core.widht", "8"], "unknown option --core.widht; "),
+        (
+            ["--training.precision", "5"],
+            "--training.precision: expected one of [auto, 32-true, bf16-mixed], not '5'",
+        ),
+        ([], "none.npz: no such file"),
+    ],
+)
+def test_what_the_benchmark_is_asked_wrongly_is_one_line(words, message, tmp_path, capsys):
+    given = ["--data_file", str(tmp_path / "none.npz"), "--out", str(tmp_path / "out")]
+    assert conformer_benchmark.main([*given, *words]) == 2
+    told = capsys.readouterr().err
+    assert message in told and len(told.splitlines()) == 1
+
+
 @pytest.mark.skipif("CONSILIENCE_TEST_DATA" not in os.environ, reason="needs QM9 (CONSILIENCE_TEST_DATA)")
 def test_the_benchmark_on_qm9(tmp_path):
     file = Path(os.environ["CONSILIENCE_TEST_DATA"]) / "molecules" / "qm9_3d_130831.npz"

@@ -80,6 +80,13 @@ class CommandParser(ArgumentParser):
             return self.instantiate(self.parse_args([self._spelled(text) for text in argv]))
         except argparse.ArgumentError as error:
             raise ConsilienceError(self._explain(str(error))) from error
+        except (
+            ValueError
+        ) as error:  # of an optional dataclass jsonargparse wraps what its values were refused with
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, ConsilienceError):
+                cause = cause.__cause__ or cause.__context__
+            raise (cause or ConsilienceError(self._explain(str(error)))) from error
 
     @property
     def _flags(self) -> list[str]:
@@ -109,6 +116,17 @@ class CommandParser(ArgumentParser):
                 for name in found[1].split(", ")
             ]
             message = f"{', '.join(named)} must be given"
+        # A field of a dataclass that may be left out: the field is what a person should hear of.
+        nested = re.match(
+            r'Parser key "([^"]+)": Does not validate .*? Problem with given class_path \S+: (.*?) - Expected a '
+            r"<class 'NoneType'> Given value type:",
+            message,
+        )
+        if nested:
+            outer, inner = nested.groups()
+            if found := re.match(r"Option '(\S+)' is not accepted", inner):
+                return f"unknown option --{outer}.{found[1]}; {self.prog} --{outer}.help lists those of --{outer}"
+            message = re.sub(r'^Parser key "', f'Parser key "{outer}.', inner)
         # Of several types that an option may have, "nothing" is no news: the first one is what a person should give.
         message = re.sub(
             r"Does not validate against any of the Union subtypes Subtypes: \[(.+?), <class 'NoneType'>\] .*"
