@@ -198,7 +198,8 @@ class TokenBatch:
 
     def take(self, rows: Tensor | Sequence[int]) -> Self:
         """The samples with these indices, in this order."""
-        index = torch.as_tensor(rows, device=self.device)
+        kind = None if isinstance(rows, Tensor) else torch.int64  # a list of none would be float
+        index = torch.as_tensor(rows, dtype=kind, device=self.device)
         return self.map(lambda tensor: tensor[index])
 
     def permute(self, order: Tensor) -> Self:

@@ -155,8 +155,38 @@ def test_conformers_are_drawn_given_strings(run, tmp_path, command) -> None:
     given = tmp_path / "given.smi"
     given.write_text("CCO one\nnonsense two\nc1ccccc1 three\n")
     done = command("generate", run, "--domain=points", "--given", given, "--out", tmp_path / "new.xyz")
-    assert done.code == 0 and "1 records left out" in done.err and "nonsense" in done.err
+    assert done.code == 0 and "1 record left out" in done.err and "nonsense" in done.err
     assert len(registry.domain("points").read(tmp_path / "new.xyz").records) == 2
+
+
+def test_records_are_embedded_beside_their_partners(run, sdf, tmp_path, command) -> None:
+    """Matched by id, whatever the order of either file; a record without a partner is a failure."""
+    names = [*range(len(MOLECULES))][::-1]
+    strings = tmp_path / "strings.smi"
+    strings.write_text("".join(f"{MOLECULES[i]} mol-{i}\n" for i in names[:6]) + "CCCl alone\n")
+    out = tmp_path / "vectors.parquet"
+    done = command("embed", run, strings, "--domain=molecules", "--given", sdf, "--out", out)
+    assert done.code == 0, done.err
+    table = pd.read_parquet(out)
+    assert table["id"].tolist() == [f"mol-{i}" for i in names[:6]]
+    failures = pd.read_csv(f"{out}.failures.csv")
+    assert failures["id"].tolist() == ["alone"] and failures["index"].tolist() == [6]
+    assert "does not stand among the points given" in failures["reason"][0]
+    model, vectors = consilience.load(run), table.filter(like="embedding_").to_numpy()
+    clouds = registry.domain("points").read(sdf).records
+    smiles = [MOLECULES[i] for i in names[:6]]
+    beside = model.embed(smiles, domain="molecules", context={"points": clouds.take(names[:6])}).vectors
+    assert np.allclose(vectors, beside, atol=1e-5)
+    assert not np.allclose(vectors, model.embed(smiles, domain="molecules").vectors, atol=1e-3)
+    one = consilience.embed(run, strings, domain="molecules", given=sdf)
+    assert np.array_equal(one.vectors, vectors) and one.index.tolist() == list(range(6))
+    shown = command("embed", run, strings, "--domain=molecules", "--given", sdf, "--out", out, "--engine=ray")
+    assert shown.code == 2 and "plain engine" in shown.err
+    others = tmp_path / "others.smi"
+    others.write_text("CCO a\nCCN b\n")
+    shown = command("embed", run, sdf, "--domain=points", "--given", others, "--out", out)
+    assert shown.code == 2 and "none of 36 records can be embedded" in shown.err
+    assert "does not stand among the molecules given" in shown.err
 
 
 def test_evaluate_reads_the_pairs_of_the_run(run, command) -> None:
@@ -236,7 +266,7 @@ def test_the_page_works_as_printed(sdf, tmp_path, monkeypatch, capsys) -> None:
     page = (Path(__file__).parents[2] / "docs" / "pairs.md").read_text()
     monkeypatch.chdir(tmp_path)
     shutil.copy(sdf, tmp_path / "conformers.sdf")
-    (tmp_path / "molecules.smi").write_text("CCO\nCCN\n")
+    (tmp_path / "molecules.smi").write_text("CCO mol-0\nCCN mol-1\n")
     (commands,) = re.findall(r"^```bash\n(.*?)^```$", page, flags=re.M | re.S)
     (block,) = re.findall(r"^```python\n(.*?)^```$", page, flags=re.M | re.S)
     for line in commands.splitlines():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from consilience.commands.console import bar, say
 from consilience.commands.files import failures_path, write_failures
+from consilience.commands.given import shown_by
 from consilience.commands.models import find_data, open_model, science_of
 from consilience.commands.parser import CommandParser
 from consilience.core.errors import ConsilienceError
@@ -16,6 +17,7 @@ from consilience.engines.plain import Reading, remember_few_shapes
 if TYPE_CHECKING:
     from jsonargparse import Namespace
 
+    from consilience.commands.given import Shown
     from consilience.core.embed import Precision
     from consilience.core.model import Embedding, FoundationModel, Pool
     from consilience.core.records import Collection, Failure
@@ -39,6 +41,7 @@ def embed(
     batch_size: int | None = None,
     precision: "Precision" = "32-true",
     read_options: Mapping[str, Any] | None = None,
+    given: str | Path | None = None,
     device: str = "auto",
     engine: Engine = "plain",
     workers: int = 2,
@@ -57,6 +60,8 @@ def embed(
         batch_size: records at a time; changes speed and memory only. By their tokens where left out.
         precision: 32-true, or bf16-mixed (faster where the hardware has it, three digits).
         read_options: of the reader of the file, such as --read-options.layer counts.
+        given: a file of the other modality with the same ids, for a model that was trained on pairs: every vector is
+            then of a record that the core sees beside its partner.
         device: cpu, cuda, or auto: a GPU when there is one.
         engine: plain (this process), or ray (a file over many processes and machines; extra consilience[ray]).
         workers: processes of the ray engine that hold a model each.
@@ -82,6 +87,7 @@ def embed(
         batch_size=batch_size,
         precision=precision,
         read_options=read_options,
+        given=given,
         device=device,
         engine=engine,
         workers=workers,
@@ -122,6 +128,7 @@ def embed_to(
     batch_size: int | None = None,
     precision: "Precision" = "32-true",
     read_options: Mapping[str, Any] | None = None,
+    given: str | Path | None = None,
     device: str = "auto",
     engine: Engine = "plain",
     workers: int = 2,
@@ -152,6 +159,9 @@ def embed_to(
     if target is not None and source is not None and target.exists() and target.samefile(source):
         raise ConsilienceError(f"{target} is the input itself; write the embedding to another file")
     written, width = 0, network.core_config.width
+    partners = None if given is None else shown_by(network, folder, name, find_data(given), 1)
+    if partners is not None and (science is None or engine != "plain"):
+        raise ConsilienceError("given: records of a file are embedded beside another one by the plain engine")
     failures: list[Failure] = []
     with ExitStack() as held:
         if target is not None and science is not None:
@@ -161,7 +171,7 @@ def embed_to(
         if engine == "ray":
             rows = _by_ray(network, folder, opened, reading, workers, target, device)
         elif engine == "plain":
-            rows = _here(network, opened, reading)
+            rows = _here(network, opened, reading, partners)
         else:
             raise ConsilienceError(f"unknown engine {engine!r}; known: plain, ray")
         held.enter_context(closing(rows))
@@ -202,6 +212,7 @@ def new_parser() -> CommandParser:
     parser.option("--batch-size", type=int | None)
     parser.option("--precision", type=str)
     parser.option("--read-options", type=dict[str, Any], default={})
+    parser.option("--given", type=str | None, metavar="FILE")
     parser.option("--device", type=str)
     parser.option("--engine", type=str)
     parser.option("--workers", type=int)
@@ -211,9 +222,9 @@ def new_parser() -> CommandParser:
 def run(options: "Namespace") -> None:
     """`consilience embed`."""
     remember_few_shapes()
-    given = options.as_dict()
-    target = Path(given.pop("out")).expanduser()
-    done = embed_to(given.pop("model"), given.pop("data"), target, **given, progress=True)
+    chosen = options.as_dict()
+    target = Path(chosen.pop("out")).expanduser()
+    done = embed_to(chosen.pop("model"), chosen.pop("data"), target, **chosen, progress=True)
     failed = f"; {len(done.failures)} failed, see {failures_path(target)}" if done.failures else ""
     say(f"{options.out}: {done.records} records, {done.width} numbers each{failed}")
 
@@ -252,12 +263,19 @@ class _Opened:
         return load_collection(self.science, self.source, self.options)
 
 
-def _here(network: "FoundationModel", opened: _Opened, reading: Reading) -> "Rows":
+def _here(
+    network: "FoundationModel", opened: _Opened, reading: Reading, partners: "Shown | None" = None
+) -> "Rows":
     from consilience.core import embed as core_embed
     from consilience.domains.tables import EmbeddedRows
     from consilience.engines import plain
 
     pieces = opened.pieces(core_embed.CHUNK)
+    if opened.science is not None and partners is not None:
+        for piece in pieces:
+            part, context = partners.matched(piece)
+            yield reading.rows(network, opened.science, part, context)
+        return
     if opened.science is not None:
         yield from plain.run(network, opened.science, pieces, reading)
         return

@@ -1,8 +1,9 @@
-"""Pairs of modalities as commands use them: those of a run, and what `generate --given` shows its model."""
+"""Pairs of modalities as commands use them: those of a run, and what `--given` of generate and embed shows a model."""
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,13 @@ import torch
 from consilience.commands.choices import file_words, options_by_science, parse_files
 from consilience.commands.models import find_data, read_collection, science_of
 from consilience.core.errors import ConsilienceError
+from consilience.core.records import Failure
 from consilience.domains.settings import read_settings
 
 if TYPE_CHECKING:
     from consilience.core.batch import TokenBatch
     from consilience.core.model import FoundationModel
+    from consilience.domains.pieces import Piece
     from consilience.domains.preparation import Prepared
 
 logger = logging.getLogger(__name__)
@@ -24,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Shown:
-    """Records of one modality beside which others are drawn.
+    """Records of one modality beside which others are drawn or embedded.
 
     Args:
         domain: their science.
@@ -38,11 +41,37 @@ class Shown:
 
     def take(self, rows: Sequence[int]) -> "dict[str, TokenBatch]":
         """Some of them, as `FoundationModel.generate_tokens` takes its context."""
-        return {self.domain: self.tokens.take(torch.as_tensor(rows)).trim()}
+        return {self.domain: self.tokens.take(rows).trim()}
 
     def first(self, n: int) -> "Shown":
         """The first n."""
         return Shown(domain=self.domain, tokens=self.tokens.take(torch.arange(n)), ids=self.ids[:n])
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """Id -> its sample; ConsilienceError where an id stands twice."""
+        names, counts = np.unique(self.ids.astype(str), return_counts=True)
+        if (counts > 1).any():
+            raise ConsilienceError(
+                f"given: id {names[counts > 1][0]!r} stands twice among {self.domain}; records are matched by id"
+            )
+        return {name: row for row, name in enumerate(self.ids.astype(str).tolist())}
+
+    def matched(self, piece: "Piece") -> "tuple[Piece, dict[str, TokenBatch]]":
+        """The records of a piece that have a partner here, by id, with it; the others become failures."""
+        rows = [self.rows.get(str(name)) for name in piece.collection.ids]
+        kept = np.array([place for place, row in enumerate(rows) if row is not None], dtype=np.int64)
+        reason = f"its id does not stand among the {self.domain} given"
+        lost = [
+            Failure(index=int(piece.places[place]), id=str(name), reason=reason)
+            for place, (name, row) in enumerate(zip(piece.collection.ids, rows))
+            if row is None
+        ]
+        own = piece.collection
+        part = replace(own.take(kept), failures=(*own.failures, *lost))
+        return replace(piece, collection=part, places=piece.places[kept]), self.take(
+            [row for row in rows if row is not None]
+        )
 
 
 def pairs_of_run(
@@ -106,7 +135,9 @@ def shown_by(model: "FoundationModel", folder: Path | None, domain: str, path: P
     if tokens is None:
         raise ConsilienceError(f"given {path}: no record of {science.name} can be read; first: {lost[0]}")
     if lost:
-        logger.warning("given %s: %d records left out; first: %s", path, len(lost), lost[0])
+        logger.warning(
+            "given %s: %d record%s left out; first: %s", path, len(lost), "s" * (len(lost) > 1), lost[0]
+        )
     rows = np.repeat(np.arange(tokens.size), each)
     return Shown(
         domain=science.name, tokens=tokens.take(torch.from_numpy(rows)), ids=collection.ids[good][rows]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from consilience.core.context import Beside
     from consilience.core.embed import Precision
     from consilience.core.model import Embedding, FoundationModel, Pool
     from consilience.domains.base import Domain
@@ -41,8 +42,8 @@ class Reading:
     batch_size: int | None = None
     precision: "Precision" = "32-true"
 
-    def embed(self, model: "FoundationModel", piece: "Piece") -> "Embedding":
-        """The vectors of one piece."""
+    def embed(self, model: "FoundationModel", piece: "Piece", context: "Beside | None" = None) -> "Embedding":
+        """The vectors of one piece. context: the same objects in another modality (`core.context`)."""
         return model.embed(
             piece.collection.records,
             domain=self.domain,
@@ -51,11 +52,18 @@ class Reading:
             pool=self.pool,
             batch_size=self.batch_size,
             precision=self.precision,
+            context=context,
         )
 
-    def rows(self, model: "FoundationModel", science: "Domain", piece: "Piece") -> "EmbeddedRows":
-        """The vectors of one piece with what is written beside them."""
-        return science.embedded_rows(piece.collection, self.embed(model, piece), piece.places)
+    def rows(
+        self,
+        model: "FoundationModel",
+        science: "Domain",
+        piece: "Piece",
+        context: "Beside | None" = None,
+    ) -> "EmbeddedRows":
+        """The vectors of one piece with what is written beside them; context: see `embed`."""
+        return science.embedded_rows(piece.collection, self.embed(model, piece, context), piece.places)
 
 
 def run(
