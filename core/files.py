@@ -70,4 +70,6 @@ def _beside(path: Path) -> Iterator[Path]:
         try:
             yield Path(folder)
         except ConsilienceError as error:
-            raise ConsilienceError(str(error).replace(folder, str(path.parent))) from error
+            inner = Path(folder)  # without the ./ that the name of a folder may begin with
+            told = str(error).replace(str(inner / path.name), str(path)).replace(str(inner), str(path.parent))
+            raise ConsilienceError(told) from error

@@ -75,6 +75,19 @@ class Options:
     periods: tuple[float, float] = (1.0, 2.0)
 
 
+def test_messages_name_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the folder in which it is tried: also for a name without a folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(path: Path) -> None:
+        raise ConsilienceError(f"{path}: no such ending; there is room in {path.parent}")
+
+    for target in (Path("a.sdf"), Path("sub/a.sdf"), tmp_path / "a.sdf"):
+        with pytest.raises(ConsilienceError) as caught:
+            try_writing(target, refuse)
+        assert str(caught.value) == f"{target}: no such ending; there is room in {target.parent}"
+
+
 def test_options_have_the_types_of_their_fields() -> None:
     for good in (
         Options(),
