@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ase
 import ase.io
@@ -11,9 +11,6 @@ from plyfile import PlyData, PlyElement
 
 from consilience.core.errors import ConsilienceError
 from consilience.tokenizers.point_records import PointCloud, PointTable, element_numbers
-
-if TYPE_CHECKING:
-    pass
 
 
 def write_records(
