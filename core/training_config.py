@@ -25,7 +25,8 @@ class TrainingConfig:
         precision: auto (bf16 where a GPU supports it, else 32 bit), bf16-mixed or 32-true.
         compile: torch.compile the core.
         seed: of initialisation, order, augmentation and corruption.
-        validations: how often the held-out loss is measured during the run.
+        validations: how often the held-out loss is measured during the run, on a few batches of `tokens_per_batch`:
+            runs with batches of another size see other records.
         save_every: steps between resumable checkpoints; 0 = at the end and on interruption only.
         workers: processes that tokenize ahead.
         devices: GPUs (on a machine without any: CPU processes) of each machine; 0 = all GPUs. Under torchrun the
