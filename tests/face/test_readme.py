@@ -65,7 +65,7 @@ def run(command: str, folder: Path) -> None:
     """Run one command of the page in a folder; fails with what it printed."""
     words = shlex.split(command, comments=True)
     extra = [*TINY, *([] if "--data" in words else FEW)] if "train" in words else []
-    if words[:3] == ["python", "-m", "consilience"]:
+    if words[:2] == ["python", "-m"] and words[2].partition(".")[0] == "consilience":
         as_process([sys.executable, *words[1:], *extra], folder)
     elif command.startswith(AS_PROCESS):
         as_process([str(Path(sys.executable).parent / "consilience"), *words[1:], *extra], folder)
