@@ -1,6 +1,6 @@
 """New records from a model: whole ones, ones that keep a pattern, and ones with some tokens kept from records."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from consilience.core.context import Beside, beside, encoded
 from consilience.core.errors import ConsilienceError
 from consilience.core.guidance import guided
 from consilience.core.objectives.base import Objective, predictable
+from consilience.core.pair_lengths import TEMPLATES, draw_lengths, of_length
 from consilience.core.sampling import Sampling
 from consilience.core.tokenizer import Ending, Tokenizer
 
@@ -51,10 +52,15 @@ def generate_tokens(
     if ending == "kept":
         sampling = replace(sampling, end_id=None, banned=tokenizer.marks)
     generator = torch.Generator().manual_seed(seed)
+    lengths = None if given is None or pattern is not None else _lengths(model, domain, given, generator)
+    pool = None if lengths is None else tokenizer.template(TEMPLATES, generator=generator)
     done = []
     for start in range(0, n, batch_size):
         count = min(batch_size, n - start)
-        if pattern is None or ending is None:
+        if pool is not None and lengths is not None:
+            template = of_length(pool, lengths[start : start + count], generator)
+            hidden = predictable(template)
+        elif pattern is None or ending is None:
             template = tokenizer.template(count, generator=generator, open_end=objective.ends_samples)
             hidden = predictable(template)
         else:
@@ -67,6 +73,15 @@ def generate_tokens(
         )
         done.append(filled.to("cpu"))
     return TokenBatch.concatenate(done)
+
+
+def _lengths(
+    model: "FoundationModel", domain: str, given: Mapping[str, TokenBatch], generator: torch.Generator
+) -> Tensor | None:
+    """(n,) lengths that fit what stands beside the samples; None where samples end themselves, or none are known."""
+    if model.objective.ends_samples and model.tokenizers[domain].end_id is not None:
+        return None
+    return draw_lengths(model.provenance.get("pairs", {}).get("lengths", ()), domain, given, generator)
 
 
 def ending_of(pattern: str, tokenizer: Tokenizer[Any], objective: Objective) -> Ending:

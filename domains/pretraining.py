@@ -18,6 +18,7 @@ from consilience.core.errors import ConsilienceError
 from consilience.core.feed import Source
 from consilience.core.model import FoundationModel
 from consilience.core.objectives import Objective
+from consilience.core.pair_lengths import count_lengths
 from consilience.core.tokenizer import Tokenizer
 from consilience.core.training import LAST, Outcome, fit
 from consilience.core.training_config import TrainingConfig
@@ -103,7 +104,8 @@ def pretrain(
         "freeze_core": freeze_core,
     }
     if alone is not None:
-        model.provenance["pairs"] = {"alone": alone}
+        records = {name: part.source("train").records for name, part in prepared.items()}
+        model.provenance["pairs"] = {"alone": alone, "lengths": count_lengths(model.tokenizers, records)}
     if folder is not None and not resume and writes():
         model.save(folder)
         write_failures(prepared, folder)

@@ -20,6 +20,7 @@ import consilience
 from consilience import registry
 from consilience.commands.given import pairs_of_run
 from consilience.core.errors import ConsilienceError
+from consilience.core.pair_lengths import of_length
 from consilience.core.training import PreTraining
 from consilience.domains.pairing import prepare_pairs, teller
 
@@ -77,7 +78,10 @@ def run(words, tmp_path_factory):
 
 def test_a_run_says_that_it_was_trained_on_pairs(run, sdf) -> None:
     config = json.loads((run / "config.json").read_text())
-    assert config["provenance"]["pairs"] == {"alone": 0.25}
+    assert config["provenance"]["pairs"]["alone"] == 0.25
+    (lengths,) = config["provenance"]["pairs"]["lengths"]
+    assert lengths["names"] == ["molecules", "points"]
+    assert sum(times for *_, times in lengths["counts"]) == config["provenance"]["data"]["molecules"]["train"]
     settings = yaml.safe_load((run / "settings.yaml").read_text())
     assert settings["pairs"] is True and settings["data"] == [f"points={sdf}"]
     known = config["provenance"]["data"]
@@ -157,6 +161,35 @@ def test_conformers_are_drawn_given_strings(run, tmp_path, command) -> None:
     done = command("generate", run, "--domain=points", "--given", given, "--out", tmp_path / "new.xyz")
     assert done.code == 0 and "1 record left out" in done.err and "nonsense" in done.err
     assert len(registry.domain("points").read(tmp_path / "new.xyz").records) == 2
+
+
+def test_samples_that_cannot_end_are_as_long_as_their_partners_say(
+    words, sdf, tmp_path, command, monkeypatch
+) -> None:
+    """Any-order is told a length: one that training pairs with a context as long had."""
+    room = []
+
+    def noted(*args):
+        room.append(of_length(*args))
+        return room[-1]
+
+    monkeypatch.setattr("consilience.core.generation.of_length", noted)
+    run = tmp_path / "run"
+    done = command(*words, "--objective=any-order", f"--out={run}")
+    assert done.code == 0, done.err
+    model = consilience.load(run)
+    (entry,) = model.provenance["pairs"]["lengths"]
+    known = np.array(entry["counts"])
+    clouds = registry.domain("points").read(sdf).records
+    given = model.tokenizers["points"].encode(clouds)
+    made = model.generate_tokens(len(clouds), domain="molecules", context={"points": given}, batch_size=7)
+    told = [length for batch in room for length in batch.length.tolist()]
+    for strings, atoms, whole in zip(told, given.length.tolist(), made.length.tolist(), strict=True):
+        away = np.abs(known[:, 1] - atoms)
+        assert strings in known[away == away.min(), 0] and whole <= strings
+    assert len(set(told)) > 3
+    again = model.generate_tokens(len(clouds), domain="molecules", context={"points": given}, batch_size=7)
+    assert torch.equal(made.ids, again.ids)
 
 
 def test_records_are_embedded_beside_their_partners(run, sdf, tmp_path, command) -> None:
