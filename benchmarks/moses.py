@@ -6,12 +6,14 @@ the published rows. Shares of the budget (seed 0, each with a whole schedule of 
 training tokens. Everything is kept in `--work`: what was stopped, also by `--minutes`, goes on with the same command.
 
     python benchmarks/moses.py --minutes 120 --jobs 2
+    python benchmarks/moses.py --only 'next-token-seed1,any-order-*'  # some of the models
     python benchmarks/moses.py --width 512 --depth 8 --heads 8 --million 2000 --batch 32768 --jobs 1  # one GPU
 """
 
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,8 +21,9 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -38,6 +41,7 @@ from consilience.domains.cached import PreparedTokens
 from consilience.domains.molecules.generation import canonical_or_none
 from consilience.domains.molecules.moses.published import published
 from consilience.domains.molecules.moses.strings import generated_strings
+from consilience.domains.settings import same_or_new
 
 OBJECTIVES = ("next-token", "masked-diffusion", "any-order")
 PARTS = (0.99, 0.01, 0.0)
@@ -58,6 +62,13 @@ class Job:
     def name(self) -> str:
         """Of its folder."""
         return f"{self.objective}-seed{self.seed}" + ("" if self.share == 1 else f"-x{self.share:g}")
+
+    @classmethod
+    def of(cls, name: str) -> Self:
+        """The model of a name."""
+        found = re.fullmatch(r"(.+)-seed(\d+)(?:-x([\d.]+))?", name)
+        assert found is not None, name
+        return cls(found[1], int(found[2]), float(found[3] or 1))
 
 
 def plan(seeds: int, shares: Sequence[float], longest: Sequence[float]) -> list[Job]:
@@ -107,8 +118,6 @@ class Clock:
                 [sys.executable, "-m", "consilience", *map(str, words)],
                 stdout=file,
                 stderr=file,
-                # A shell has what it starts in the background ignore SIGINT, and children inherit that.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
             try:
                 process.wait(self.left)
@@ -219,7 +228,7 @@ def table(jobs: Sequence[Job], work: Path, out: Path, notes: list[str]) -> None:
             else ""
             for c in columns
         ]
-        report.add(f"{row.model} (published)", "", 3, *cells)
+        report.add(f"{row.model} (published)", "", "" if row.deviation is None else 3, *cells)
     report.write(out)
 
 
@@ -281,8 +290,14 @@ def curve(jobs: Sequence[Job], work: Path, out: Path) -> list[str]:
     for row in published():
         if row.model in ("CharRNN", "JTN-VAE"):
             axis.axhline(row.mean["FCD/Test"], color="grey", linewidth=0.8)
+            place = axis.get_yaxis_transform()  # from the left edge, at the row's distance
             axis.text(
-                axis.get_xlim()[0], row.mean["FCD/Test"], f" {row.model}, published", va="bottom", fontsize=8
+                0.01,
+                row.mean["FCD/Test"],
+                f"{row.model}, published",
+                va="bottom",
+                fontsize=8,
+                transform=place,
             )
     axis.set(
         xscale="log", yscale="log", xlabel="training tokens", ylabel="FCD to the test set (lower is better)"
@@ -296,6 +311,8 @@ def stages(chosen: Any) -> list[Callable[[Job, Clock], bool]]:
     """What is done with every job, in order."""
     work = chosen.work
     core = CoreConfig(width=chosen.width, depth=chosen.depth, heads=chosen.heads)
+    decides = ("width", "depth", "heads", "million", "batch", "rate", "precision", "n")
+    same_or_new(work / "settings.json", {name: getattr(chosen, name) for name in decides})
     data = None if chosen.quick else datasets.fetch("moses", data_dir=chosen.data or None, progress=True)
     if not (work / "tokens" / MANIFEST).is_file():
         consilience.tokenize(
@@ -324,7 +341,7 @@ def main() -> int:
     """Go on with whatever is left, then write what there is."""
     chosen = options(
         __doc__, work="runs/moses", data="", minutes=0.0, jobs=1, seeds=3, n=30_000, million=10.0, longest="3",
-        width=192, depth=6, heads=6, batch=4096, rate=8e-3, precision="auto", devices=1, only="", train=True,
+        width=192, depth=6, heads=6, batch=4096, rate=8e-3, precision="auto", devices=1, only="*",
     )  # fmt: skip
     chosen.work = Path(chosen.work)
     chosen.work.mkdir(parents=True, exist_ok=True)
@@ -332,14 +349,19 @@ def main() -> int:
         chosen.million, chosen.n, chosen.seeds, chosen.longest = 0.02, 20, 1, ""
         chosen.width, chosen.depth, chosen.heads = 32, 1, 2
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # A shell has what it starts in the background ignore SIGINT; children would inherit that, and not a handler.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     shares = () if chosen.quick else (0.125, 0.25, 0.5)
     jobs = plan(chosen.seeds, shares, [float(share) for share in chosen.longest.split(",") if share])
-    jobs = [job for job in jobs if chosen.only in job.name]
+    jobs = [job for job in jobs if any(fnmatch(job.name, name) for name in chosen.only.split(","))]
     clock, work = Clock(chosen.minutes), stages(chosen)
     with ThreadPoolExecutor(chosen.jobs) as pool:
         done = list(pool.map(lambda job: all(stage(job, clock) for stage in work), jobs))
     whole = all(done)
-    scored = [job for job in jobs if values(job, chosen.work) is not None]
+    # All that was ever scored, not only what was asked for now.
+    scored = sorted(
+        (Job.of(path.stem) for path in (chosen.work / "scores").glob("*.json")), key=lambda job: job.name
+    )
     if scored:
         out = RESULTS if chosen.out is None else chosen.out
         out.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import csv
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from consilience.domains.points.domain import DOMAIN
 from consilience.domains.points.finetune import compare
 from consilience.domains.points.properties import Method, pretrain_on
 from consilience.domains.points.qm9_split import TRAIN, VALIDATION, draw, split_of
+from consilience.domains.settings import same_or_new
 
 NOISE = 0.05
 """Of pre-training, in ångström."""
@@ -80,6 +81,13 @@ def rows(
     out = chosen.work / part.name
     out.mkdir(parents=True, exist_ok=True)
     training = FINE_TUNING if not chosen.quick else replace(FINE_TUNING, steps=4, tokens_per_batch=256)
+    settings = {
+        "core": asdict(core_of(chosen)),
+        "training": asdict(training),
+        "steps": part.steps,
+        "rates": part.rates,
+    }
+    same_or_new(out / "settings.json", settings)
     yield from compare(
         collection,
         properties=part.properties,

@@ -209,9 +209,8 @@ def attend_cached(q: Tensor, k: Tensor, v: Tensor, filled: int, real: Tensor | N
     if new > 1:
         mask = torch.ones(new, filled, dtype=torch.bool, device=q.device).tril(filled - new)
     if real is not None:
-        own = torch.eye(filled, dtype=torch.bool, device=q.device)[
-            filled - new :
-        ]  # or padding would see nothing
+        # Padding sees itself: over nothing a softmax is not a number.
+        own = torch.eye(filled, dtype=torch.bool, device=q.device)[-new:]
         mask = real[:, None, None] | own if mask is None else (mask & real[:, None, None]) | own
     return F.scaled_dot_product_attention(q, k[:, :, :filled], v[:, :, :filled], attn_mask=mask).transpose(
         1, 2

@@ -270,7 +270,7 @@ class TokenBatch:
                 raise ConsilienceError(f"{spec.name} tokens: `{name}` must lie in 0..{limit - 1}")
         for name in ("values", "weight", "positions"):
             tensor = getattr(self, name)
-            if tensor is not None and tensor.numel() and not _all_finite(tensor):
+            if tensor is not None and tensor.numel() and not all_finite(tensor):
                 raise ConsilienceError(f"{spec.name} tokens: `{name}` holds NaN or infinity")
         if self.given is not None:
             rows = torch.arange(n, device=self.device)[None, :]
@@ -295,7 +295,7 @@ class TokenBatch:
         return cls(**parts)
 
 
-def _all_finite(tensor: Tensor) -> bool:
+def all_finite(tensor: Tensor) -> bool:
     """Whether there is no NaN and no infinity: the extremes tell, in one pass without a mask in between."""
     least, greatest = torch.aminmax(tensor)
     return bool(torch.isfinite(least) & torch.isfinite(greatest))

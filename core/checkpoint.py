@@ -17,9 +17,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from consilience.core.batch import all_finite
 from consilience.core.conditions import Conditions
 from consilience.core.errors import ConsilienceError
-from consilience.core.files import replace_text
+from consilience.core.files import readable_json, replace_text
 from consilience.core.objectives.base import Objective
 from consilience.core.references import load_class, reference_of
 from consilience.core.tokenizer import Tokenizer
@@ -50,7 +51,7 @@ def save_model(model: "FoundationModel", folder: Path, dtype: torch.dtype = torc
     }
     save_file(tensors, folder / f"{WEIGHTS}.part", metadata={"format": "pt"})
     os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
-    replace_text(folder / CONFIG, json.dumps(describe_model(model), indent=1))
+    replace_text(folder / CONFIG, readable_json(describe_model(model)))
     replace_text(folder / CARD, model_card(model))
     shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets the owner alone read its files
     return folder
@@ -135,6 +136,11 @@ def read_weights(folder: Path, expected: dict[str, torch.Tensor]) -> dict[str, t
         if tensor.shape != expected[name].shape:
             raise ConsilienceError(
                 f"{path}: weight '{name}' is {tuple(tensor.shape)}, config.json asks for {tuple(expected[name].shape)}"
+            )
+        if tensor.is_floating_point() and not all_finite(tensor):
+            raise ConsilienceError(
+                f"{path}: weight '{name}' holds NaN or infinity, and so would all that is computed with it; its "
+                "training diverged: train again at a lower training.learning_rate"
             )
     return tensors
 

@@ -9,7 +9,7 @@ however many processes share them.
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from consilience.core.batch import TokenBatch
 from consilience.core.context import Beside, beside, encoded
 from consilience.core.errors import ConsilienceError, UnreadableRecordError
 from consilience.core.memory import give_back_memory
+from consilience.core.options import check_whole
 from consilience.core.readouts import Pool, Readout, check_readouts, observe_at
 from consilience.core.records import Failure, take_records
 from consilience.core.view import View
@@ -79,7 +80,7 @@ def embed_readouts(
         records: as the science's tokenizer takes them.
         domain: the science.
         readouts: what to read; see `core.readouts.candidates`.
-        ids: one id a record; default: the place in the input.
+        ids: one id a record; default: their own names where the records have some, else the place in the input.
         batch_size: records at a time; default: by their tokens.
         precision: see `FoundationModel.embed`.
         context: see `FoundationModel.embed`.
@@ -90,10 +91,15 @@ def embed_readouts(
     from consilience.core.model import Embedding
 
     _check(model, readouts, batch_size, precision)
+    tokenizer = model.tokenizers[domain]
+    ids = tokenizer.names(records) if ids is None else ids
+    records = tokenizer.accept(records)
     n = len(records)
     names = np.asarray([str(i) for i in range(n)] if ids is None else ids, dtype=object)
-    if len(names) != n:
-        raise ConsilienceError(f"{len(names)} ids for {n} records")
+    if names.shape != (n,):
+        raise ConsilienceError(
+            f"{names.size if names.ndim else names} ids for {n} records; give one for each"
+        )
     given = encoded(model, domain, context, n)
     model.eval()
     index: list[np.ndarray] = [np.zeros(0, np.int64)]
@@ -136,10 +142,10 @@ def _check(
     model: "FoundationModel", readouts: Sequence[Readout], batch_size: int | None, precision: str
 ) -> None:
     check_readouts(readouts, model.objective, model.core_config.depth)
+    check_whole("batch_size", batch_size)
     if batch_size is not None and batch_size < 1:
         raise ConsilienceError(f"batch_size must be at least 1, not {batch_size}")
-    if precision not in ("32-true", "bf16-mixed"):
-        raise ConsilienceError(f"unknown precision '{precision}'; known: 32-true, bf16-mixed")
+    check_precision(precision)
 
 
 def readable_tokens(
@@ -153,6 +159,12 @@ def readable_tokens(
         failures = tokenizer.check(records)
     good = np.setdiff1d(good, [failure.index for failure in failures])
     return (tokenizer.encode(take_records(records, good)) if len(good) else None), good, failures
+
+
+def check_precision(precision: str) -> None:
+    """Raise ConsilienceError for a precision that inference does not know."""
+    if precision not in get_args(Precision):
+        raise ConsilienceError(f"unknown precision '{precision}'; known: {', '.join(get_args(Precision))}")
 
 
 def embed_tokens(

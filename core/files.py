@@ -1,12 +1,23 @@
 """Files that are there whole or not at all."""
 
+import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from consilience.core.errors import ConsilienceError
+
+LINE = 400
+"""Characters that a list of lists may have on one line."""
+
+
+def cache_folder(cache_dir: Path | str | None = None) -> Path:
+    """Where fetched and computed data lie: the argument, else $CONSILIENCE_CACHE, else the user's cache folder."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "consilience"
+    return Path(cache_dir or os.environ.get("CONSILIENCE_CACHE") or home).expanduser()
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -20,6 +31,31 @@ def replace_text(path: Path, text: str) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)  # there still where Ctrl-C or a full disk came between
+
+
+def readable_json(value: Any, indent: int = 0) -> str:
+    """JSON with one entry a line, but short lists, and those of plain values (a vocabulary, lengths), on one line."""
+    closing, opening = "\n" + " " * indent, "\n" + " " * (indent + 1)
+    if isinstance(value, dict) and value:
+        rows = [f"{json.dumps(str(key))}: {readable_json(entry, indent + 1)}" for key, entry in value.items()]
+        return f"{{{opening}{f',{opening}'.join(rows)}{closing}}}"
+    line = json.dumps(value)
+    nested = isinstance(value, list | tuple) and any(
+        isinstance(entry, dict | list | tuple) for entry in value
+    )
+    if not nested or len(line) <= LINE:
+        return line
+    rows = [readable_json(entry, indent + 1) for entry in value]
+    return f"[{opening}{f',{opening}'.join(rows)}{closing}]"
+
+
+def without_nan(value: Any) -> Any:
+    """The same with NaN as None: JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
 
 
 @contextmanager

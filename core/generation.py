@@ -14,6 +14,7 @@ from consilience.core.context import Beside, beside, encoded
 from consilience.core.errors import ConsilienceError
 from consilience.core.guidance import guided
 from consilience.core.objectives.base import Objective, predictable
+from consilience.core.options import check_seed, check_whole
 from consilience.core.pair_lengths import TEMPLATES, draw_lengths, of_length
 from consilience.core.sampling import Sampling
 from consilience.core.tokenizer import Ending, Tokenizer
@@ -39,6 +40,9 @@ def generate_tokens(
     **options: Any,
 ) -> TokenBatch:
     """See `FoundationModel.generate_tokens`."""
+    check_seed(seed)
+    check_whole("n", n)
+    check_whole("batch_size", batch_size)
     if n < 1:
         raise ConsilienceError(f"n must be at least 1, not {n}")
     if batch_size < 1:
@@ -46,28 +50,25 @@ def generate_tokens(
     model.eval()
     tokenizer, objective = model.tokenizers[domain], model.objective
     sampling = Sampling.of(options, end_id=tokenizer.end_id)
+    objective.check_steps(sampling)
     asked, given = rows_of(model, domain, conditions, n), encoded(model, domain, context, n)
     predict = guided(model.predictor(domain), sampling.guidance, conditioned=asked is not None)
     ending: Ending | None = None if pattern is None else ending_of(pattern, tokenizer, objective)
     if ending == "kept":
         sampling = replace(sampling, end_id=None, banned=tokenizer.marks)
-    generator = torch.Generator().manual_seed(seed)
-    lengths = None if given is None or pattern is not None else _lengths(model, domain, given, generator)
-    pool = None if lengths is None else tokenizer.template(TEMPLATES, generator=generator)
     done = []
-    for start in range(0, n, batch_size):
-        count = min(batch_size, n - start)
-        if pool is not None and lengths is not None:
-            template = of_length(pool, lengths[start : start + count], generator)
-            hidden = predictable(template)
-        elif pattern is None or ending is None:
-            template = tokenizer.template(count, generator=generator, open_end=objective.ends_samples)
-            hidden = predictable(template)
+    for place, start in enumerate(range(0, n, batch_size)):
+        rows = range(start, min(start + batch_size, n))
+        generator = torch.Generator().manual_seed(batch_seed(seed, place))
+        beside_these = None if given is None else {name: one.take(rows) for name, one in given.items()}
+        if pattern is not None and ending is not None:
+            template, hidden = tokenizer.pattern(pattern, len(rows), generator=generator, ending=ending)
         else:
-            template, hidden = tokenizer.pattern(pattern, count, generator=generator, ending=ending)
+            template = _template(model, domain, len(rows), beside_these, generator)
+            hidden = predictable(template)
         if asked is not None:
-            template = replace(template, conditions=asked[start : start + count])
-        template = beside(template, given, np.arange(start, start + count))
+            template = replace(template, conditions=asked[rows.start : rows.stop])
+        template = beside(template, given, np.array(rows))
         filled = objective.sample(
             predict, template.to(model.device), hidden.to(model.device), generator, sampling
         )
@@ -75,13 +76,26 @@ def generate_tokens(
     return TokenBatch.concatenate(done)
 
 
-def _lengths(
-    model: "FoundationModel", domain: str, given: Mapping[str, TokenBatch], generator: torch.Generator
-) -> Tensor | None:
-    """(n,) lengths that fit what stands beside the samples; None where samples end themselves, or none are known."""
-    if model.objective.ends_samples and model.tokenizers[domain].end_id is not None:
-        return None
-    return draw_lengths(model.provenance.get("pairs", {}).get("lengths", ()), domain, given, generator)
+def batch_seed(seed: int, place: int) -> int:
+    """The seed of a batch: the first has that of the whole, later ones their own, so that each can be drawn alone."""
+    return int(np.random.SeedSequence([seed, place]).generate_state(1)[0]) if place else seed
+
+
+def _template(
+    model: "FoundationModel",
+    domain: str,
+    n: int,
+    given: Mapping[str, TokenBatch] | None,
+    generator: torch.Generator,
+) -> TokenBatch:
+    """Empty tokens of n samples, as long as fits what stands beside them where that is known."""
+    tokenizer, ends = model.tokenizers[domain], model.objective.ends_samples
+    known = model.provenance.get("pairs", {}).get("lengths", ())
+    if given is not None and not (ends and tokenizer.end_id is not None):
+        lengths = draw_lengths(known, domain, given, generator)
+        if lengths is not None:
+            return of_length(tokenizer.template(TEMPLATES, generator=generator), lengths, generator)
+    return tokenizer.template(n, generator=generator, open_end=ends)
 
 
 def ending_of(pattern: str, tokenizer: Tokenizer[Any], objective: Objective) -> Ending:
@@ -112,6 +126,7 @@ def complete_tokens(
     **options: Any,
 ) -> TokenBatch:
     """See `FoundationModel.complete`; the same of tokens."""
+    check_seed(seed)
     model.eval()
     objective, tokenizer = model.objective, model.tokenizers[domain]
     mask = torch.as_tensor(hidden(tokens) if callable(hidden) else hidden)
@@ -122,6 +137,7 @@ def complete_tokens(
         )
     mask = mask & predictable(tokens)
     sampling = Sampling.of(options, end_id=tokenizer.end_id)
+    objective.check_steps(sampling)
     predict = guided(model.predictor(domain), sampling.guidance, conditioned=tokens.conditions is not None)
     if tokenizer.end_id is not None and tokens.ids is not None:
         told = mask & (tokens.ids != tokenizer.end_id)

@@ -70,6 +70,7 @@ def of_records(
 ) -> LogLikelihood:
     """See `FoundationModel.log_likelihood`."""
     kind, draws = kind_of(model, domain, draws, batch_size)
+    records = model.tokenizers[domain].accept(records)
     asked = rows_of(model, domain, conditions, len(records))
     given = encoded(model, domain, context, len(records))
     values: list[np.ndarray] = [np.zeros(0)]

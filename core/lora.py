@@ -56,6 +56,12 @@ def add_adapters(core: Transformer, options: LoraOptions) -> None:
     The random half comes from torch's global generator: seed it first.
     """
     peft = require_peft()
+    width = core.norm.shape[-1]
+    if options.rank > width:
+        raise ConsilienceError(
+            f"adapters of rank {options.rank} are larger than the core of width {width} that they adapt: choose a rank "
+            f"of at most {width}, or train all of it"
+        )
     config = peft.LoraConfig(
         r=options.rank,
         lora_alpha=options.alpha,

@@ -252,7 +252,8 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
         Args:
             records: as the science's tokenizer takes them.
             domain: the science; may be left out when the model knows one.
-            ids: one id a record, for the result and for messages; default: the place in the input.
+            ids: one id a record, for the result and for messages; default: their own names where the records have some
+                (an AnnData), else the place in the input.
             layer: -1 the final normalised state, 0 the embedding, 1..L after that block.
             pool: mean or max over tokens, or the first or last token.
             batch_size: records at a time; changes speed and memory only. Default: by their tokens.
@@ -373,7 +374,7 @@ class FoundationModel(nn.Module, ModelHubMixin, library_name="consilience", lice
 
         name = self.domain_of(domain)
         tokenizer = self.tokenizers[name]
-        whole = told(self, name, tokenizer.encode(records), conditions)
+        whole = told(self, name, tokenizer.encode(tokenizer.accept(records)), conditions)
         tokens = complete_tokens(
             self,
             beside(whole, encoded(self, name, context, whole.size)),

@@ -13,6 +13,22 @@ if TYPE_CHECKING:
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
+LARGEST_SEED = 2**63 - 1
+
+
+def check_whole(name: str, value: Any) -> None:
+    """Raise ConsilienceError for what is no whole number; None is left out."""
+    if value is not None and not _is(value, int):
+        raise ConsilienceError(f"{name} must be {WORDS[int]}, not {value!r}")
+
+
+def check_seed(seed: int) -> None:
+    """Raise ConsilienceError for a seed that no generator takes."""
+    check_whole("seed", seed)
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ConsilienceError(f"seed must lie in 0 to {LARGEST_SEED}, not {seed}")
+
+
 def check_types(options: "DataclassInstance", what: str) -> None:
     """Raise ConsilienceError for a plain value (number, yes or no, text) of another type than its field has.
 

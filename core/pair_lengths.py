@@ -20,6 +20,8 @@ from consilience.core.tokenizer import Tokenizer
 
 PAIRS = 4096
 """Training pairs that are counted."""
+CHUNK = 256
+"""Pairs that are encoded at once: cells have thousands of tokens."""
 TEMPLATES = 2048
 """Templates among which one of the wanted length is looked for."""
 
@@ -32,7 +34,13 @@ def count_lengths(tokenizers: Mapping[str, Tokenizer[Any]], records: Mapping[str
     n = len(next(iter(records.values())))
     index = np.linspace(0, n - 1, min(n, PAIRS)).round().astype(int)
     length = {
-        name: tokenizers[name].encode(take_records(own, index)).length.tolist()
+        name: [
+            count
+            for start in range(0, len(index), CHUNK)
+            for count in tokenizers[name]
+            .encode(take_records(own, index[start : start + CHUNK]))
+            .length.tolist()
+        ]
         for name, own in records.items()
     }
     found = []

@@ -7,6 +7,7 @@ many in one forward.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -81,7 +82,7 @@ def check_readouts(readouts: Sequence[Readout], objective: Objective, depth: int
     if not readouts:
         raise ConsilienceError("no read-out is asked for; give at least one")
     for readout in readouts:
-        if not -1 <= readout.layer <= depth:
+        if not isinstance(readout.layer, Integral) or not -1 <= readout.layer <= depth:
             raise ConsilienceError(
                 f"layer must be -1 (final) or 0..{depth} for this model, not {readout.layer}"
             )

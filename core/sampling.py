@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from consilience.core.errors import ConsilienceError
+from consilience.core.options import check_types
 
 UnmaskOrder = Literal["random", "confidence"]
 
@@ -49,6 +50,7 @@ class Sampling:
     cached: bool = True
 
     def __post_init__(self) -> None:
+        check_types(self, "sampling")
         if self.steps is not None and self.steps < 1:
             raise ConsilienceError(f"steps must be at least 1, not {self.steps}")
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):

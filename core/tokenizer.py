@@ -12,6 +12,7 @@ Implementations live in `tokenizers/`, one file a science. Rules that every one 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
@@ -33,6 +34,8 @@ class Tokenizer(ABC, Generic[Records]):
     """Turns records of one science into a TokenBatch and back."""
 
     science: ClassVar[str]
+    takes: ClassVar[str] = "a list of records"
+    """What a person passes, for messages."""
 
     @property
     @abstractmethod
@@ -55,6 +58,32 @@ class Tokenizer(ABC, Generic[Records]):
     @abstractmethod
     def decode(self, tokens: TokenBatch) -> Records:
         """Records from tokens: the inverse of `encode` where the science allows it."""
+
+    def accept(self, records: Any) -> Records:
+        """Records that a person passed, as `encode` takes them.
+
+        Raises:
+            ConsilienceError: for what holds no record of this science at all; a bad one among others is for `check`.
+        """
+        listed = (
+            hasattr(records, "__len__")
+            and hasattr(records, "__getitem__")
+            and not hasattr(records, "columns")
+        )
+        if not listed or isinstance(records, str | bytes | Mapping):
+            raise ConsilienceError(f"{self.science}: pass {self.takes}, not {type(records).__name__}")
+        if len(records) and not any(self.is_record(record) for record in records):
+            told = f"{type(records).__name__} of {type(next(iter(records))).__name__}"
+            raise ConsilienceError(f"{self.science}: pass {self.takes}, not {told}")
+        return records
+
+    def is_record(self, record: Any) -> bool:
+        """Whether something is of the type of a record, good or bad. The default does not know."""
+        return True
+
+    def names(self, records: Any) -> np.ndarray | None:
+        """(n,) ids that come with what a person passed; None where none do (the default)."""
+        return None
 
     def lengths(self, records: Records) -> np.ndarray:
         """(n,) int64: the number of tokens of each record, for bucketing; an upper estimate is fine.

@@ -5,6 +5,7 @@ from typing import Literal
 
 from consilience.core.errors import ConsilienceError
 from consilience.core.optim import OptimizerName
+from consilience.core.options import check_seed
 
 Strategy = Literal["auto", "ddp", "fsdp2"]
 
@@ -55,6 +56,7 @@ class TrainingConfig:
     strategy: Strategy = "auto"
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         for name in ("steps", "tokens_per_batch", "learning_rate", "clip"):
             if getattr(self, name) <= 0:
                 raise ConsilienceError(f"training.{name} must be positive, not {getattr(self, name)}")

@@ -6,7 +6,8 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import nnls
 
 from consilience.core.errors import ConsilienceError
-from consilience.core.information import ErasureProfile, binomial
+from consilience.core.information import binomial
+from consilience.core.profiles import ErasureProfile
 
 
 def parallel_unmasking_gap(profile: ErasureProfile, n_tokens: int, steps: int) -> float:

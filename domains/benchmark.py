@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from consilience.core.errors import ConsilienceError
+from consilience.core.files import without_nan
 
 ENDINGS = (".json", ".csv")
 
@@ -100,7 +101,7 @@ class Results:
         """
         if path.suffix == ".json":
             whole = asdict(self) | {"mean": self.mean, "deviation": self.deviation}
-            path.write_text(json.dumps(_plain(whole), indent=1) + "\n")
+            path.write_text(json.dumps(without_nan(whole), indent=1) + "\n")
         elif path.suffix == ".csv":
             with path.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, ["row", "kind", *self.columns])
@@ -193,12 +194,3 @@ class Benchmark(ABC):
             published=self.published(),
             source=self.source(),
         )
-
-
-def _plain(value: object) -> object:
-    """NaN as null: JSON has no NaN."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and value != value else value

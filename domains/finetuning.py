@@ -22,15 +22,9 @@ from consilience.core.memory import kept_memory
 from consilience.core.model import FoundationModel
 from consilience.core.records import take_records
 from consilience.core.training_config import TrainingConfig
+from consilience.domains.headed import EVALUATIONS, FixedSource, HeadedModel, Labelled, train_head
 from consilience.domains.penalties import Kind
 from consilience.domains.preparation import Prepared
-from consilience.domains.supervised import (
-    EVALUATIONS,
-    FixedSource,
-    HeadedModel,
-    Labelled,
-    train_head,
-)
 
 Method = Literal["lora", "full", "scratch"]
 METHODS: tuple[Method, ...] = ("lora", "full", "scratch")

@@ -48,6 +48,7 @@ def prepare_pairs(
     limit: int | None = None,
     fractions: Sequence[float] | None = None,
     split_seed: int = 0,
+    tell: bool = True,
 ) -> dict[str, Prepared]:
     """Science -> its data; record i of each is the same object, in the same part of one split.
 
@@ -59,6 +60,7 @@ def prepare_pairs(
         limit: use at most this many objects, drawn with a fixed seed.
         fractions: of the objects for train, validation and test; default: 0.7, 0.1, 0.2.
         split_seed: of the split.
+        tell: log how many objects are set aside.
     """
     if len(domains) < 2:
         raise ConsilienceError("pairs need two sciences: name both, such as molecules points")
@@ -70,7 +72,7 @@ def prepare_pairs(
     split = grouped_split(groups, fractions=fractions or FRACTIONS, seed=split_seed)
     prepared = {
         domain.name: prepare(
-            domain, found[domain.name], tokenizer=(tokenizers or {}).get(domain.name), split=split
+            domain, found[domain.name], tokenizer=(tokenizers or {}).get(domain.name), split=split, tell=tell
         )
         for domain in domains
     }

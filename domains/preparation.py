@@ -145,6 +145,7 @@ def prepare(
     fractions: Sequence[float] | None = None,
     split_seed: int = 0,
     split: Split | None = None,
+    tell: bool = True,
 ) -> Prepared:
     """Split by group, fit the tokenizer on training rows, set records aside that it cannot read.
 
@@ -157,6 +158,7 @@ def prepare(
         split_seed: of the split.
         split: positions of the collection's records to use instead, e.g. the official split of a benchmark; records
             in none of its parts are left out. Not together with `limit`, which would move the positions.
+        tell: log how many records are set aside.
 
     Raises:
         ConsilienceError: a split that does not fit the collection or parts a group.
@@ -196,11 +198,32 @@ def prepare(
         place[keep] = np.arange(len(keep))
         parts = {name: place[index][place[index] >= 0] for name, index in split.parts().items()}
         collection, split = collection.take(keep), Split(**parts)
-        logger.warning("%s: %d of %d records set aside; first: %s",
-                       domain.name, len(refused), len(refused) + len(keep), refused[0].reason)  # fmt: skip
+    if tell:
+        tell_failures(domain.name, failures, len(collection))
     return Prepared(
         domain=domain, collection=collection, split=split, tokenizer=fitted, failures=tuple(failures)
     )
+
+
+def tell_failures(name: str, failures: Sequence[Failure], kept: int, listed: Path | None = None) -> None:
+    """One line on the records of a science that reader and tokenizer set aside, where there are any.
+
+    Args:
+        name: of the science.
+        failures: in the order of the source.
+        kept: how many records are left.
+        listed: the file that lists them.
+    """
+    if failures:
+        total, where = len(failures) + kept, "" if listed is None else f", see {listed}"
+        logger.warning(
+            "%s: %d of %d records set aside%s; first: %s",
+            name,
+            len(failures),
+            total,
+            where,
+            failures[0].reason,
+        )
 
 
 def _split(collection: Collection, fractions: Sequence[float], seed: int) -> Split:

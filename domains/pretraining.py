@@ -27,10 +27,13 @@ from consilience.domains.base import Domain
 from consilience.domains.cached import PreparedTokens
 from consilience.domains.conditions import Told, Wanted, computed_names, tell
 from consilience.domains.pairing import prepare_pairs
-from consilience.domains.preparation import Prepared, load_collection, prepare
-from consilience.domains.settings import save_settings
+from consilience.domains.preparation import Prepared, load_collection, prepare, tell_failures
+from consilience.domains.settings import check_same, save_settings
 
 logger = logging.getLogger(__name__)
+
+FAILURES = "failures.csv"
+"""Records of a run that were set aside, with reasons."""
 
 Data = Prepared | PreparedTokens
 """One science's data, as records or as tokens that were written before."""
@@ -89,7 +92,7 @@ def pretrain(
             f"weights name {', '.join(unknown)}, which is not trained on: {', '.join(prepared)}"
         )
     if resume:
-        model = _resumed(folder, prepared, objective, core, conditions)
+        model = _resumed(folder, prepared, objective, core, conditions, training)
     else:
         torch.manual_seed(training.seed)
         tokenizers = {name: part.tokenizer for name, part in prepared.items()}
@@ -218,6 +221,7 @@ def train_domains(
             tokenizers={**(tokenizers or {}), **kept},
             limit=limit,
             fractions=parts,
+            tell=False,
         )
     for domain in domains if alone is None else ():
         path, how = (data or {}).get(domain.name), (read or {}).get(domain.name)
@@ -229,8 +233,15 @@ def train_domains(
             continue
         chosen = kept.get(domain.name) or wanted
         prepared[domain.name] = prepare(
-            domain, load_collection(domain, path, how), tokenizer=chosen, limit=limit, fractions=parts
+            domain,
+            load_collection(domain, path, how),
+            tokenizer=chosen,
+            limit=limit,
+            fractions=parts,
+            tell=False,
         )
+    for name, part in prepared.items() if writes() else ():
+        tell_failures(name, part.failures, part.provenance()["records"], folder / FAILURES)
     told = {}
     if conditions is not None:
         name, scales = domains[0].name, {} if before is None else before.conditions
@@ -274,9 +285,9 @@ def _from_cache(
 
 
 def write_failures(prepared: Mapping[str, Data], folder: Path) -> None:
-    """`failures.csv`: every record that was set aside, with the reason; nothing is dropped in silence."""
+    """FAILURES: every record that was set aside, with the reason; nothing is dropped in silence."""
     rows = [(name, f.index, f.id, f.reason) for name, part in prepared.items() for f in part.failures]
-    with (folder / "failures.csv").open("w", newline="") as file:
+    with (folder / FAILURES).open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("domain", "index", "id", "reason"))
         writer.writerows(rows)
@@ -288,6 +299,7 @@ def _resumed(
     objective: Objective,
     core: CoreConfig,
     conditions: Mapping[str, Conditions],
+    training: TrainingConfig,
 ) -> FoundationModel:
     """The model of an interrupted run, checked to be the same run."""
     if folder is None:
@@ -310,11 +322,17 @@ def _resumed(
                 f"{folder} was trained on {name} data with fingerprint {before.get('fingerprint')}, this is "
                 f"{part.fingerprint}: resume with the same file"
             )
+        if before.get("split") != now.get("split"):
+            raise ConsilienceError(
+                f"{folder} was trained on another split of {name} ({before.get('split')}) than this "
+                f"({now.get('split')}): resume with the same"
+            )
         if before.get("token_cache") != now.get("token_cache"):
             raise ConsilienceError(
                 f"{folder} was trained on {name} tokens of the cache {before.get('token_cache')}, this is "
                 f"{now.get('token_cache')}: resume with the same cache"
             )
+    check_same(folder, {"training": asdict(training)}, {"training": model.provenance.get("training", {})})
     return model.train()
 
 

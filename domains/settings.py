@@ -1,5 +1,6 @@
-"""`settings.yaml`: the resolved options of a run, kept beside the model and taken back by `train --config`."""
+"""Options of a run, kept beside what it made: `settings.yaml` of `train`, `settings.json` of scripts and benchmarks."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,18 +43,45 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return found
 
 
-def check_same(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Raise ConsilienceError when the run in a folder was started with other settings than these."""
-    saved = read_settings(folder)
-    if not saved:
-        return
+def check_same(folder: Path, settings: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> None:
+    """Raise ConsilienceError when the run in a folder was started with other settings than these.
+
+    Args:
+        folder: of the run.
+        settings: what is asked for now.
+        saved: what the run was started with; None reads `settings.yaml`.
+    """
+    saved = read_settings(folder) if saved is None else saved
     before, now = _flat(saved), _flat(settings)
     for name in dict.fromkeys([*before, *now]):
-        if name not in FREE and before.get(name) != now.get(name):
+        if before and name not in FREE and before.get(name) != now.get(name):
             raise ConsilienceError(
                 f"{folder} was trained with {name} {before.get(name)}, this asks for {now.get(name)}: "
                 "resume with the same, or leave it out"
             )
+
+
+def same_or_new(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings of a script that goes on with what it finds; ConsilienceError where others stand there.
+
+    Args:
+        path: of the JSON file.
+        settings: of JSON types, all that results depend on.
+    """
+    if path.is_file():
+        try:
+            before = _flat(json.loads(path.read_text()))
+        except (ValueError, AttributeError) as error:
+            raise ConsilienceError(f"{path} is no JSON of settings: remove it with its folder") from error
+        now = _flat(json.loads(json.dumps(settings)))
+        for name in dict.fromkeys([*before, *now]):
+            if before.get(name) != now.get(name):
+                raise ConsilienceError(
+                    f"{path}: what lies there was made with {name} {before.get(name)}, this asks for {now.get(name)}: "
+                    "go on with the same, or choose another folder"
+                )
+    else:
+        replace_text(path, json.dumps(settings, indent=1))
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """CellStatistics: what the tokenizer of cells learns from training cells, in one pass over CSR chunks."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
 import numpy as np
 
-from consilience.core.errors import ConsilienceError, UnreadableRecordError
-from consilience.tokenizers.cell_checks import require_counts
+from consilience.core.errors import ConsilienceError
+from consilience.tokenizers.cell_checks import Unreadable, are_few, is_readable, unreadable
 from consilience.tokenizers.cell_genes import clean_genes
 from consilience.tokenizers.cell_rows import Expressed, pad
 from consilience.tokenizers.cell_table import CellTable
@@ -52,7 +52,7 @@ class CellStatistics:
         limit: int | None,
         ranks: int,
     ) -> Self:
-        """Statistics of training cells.
+        """Statistics of training cells; unreadable ones among them are passed over (`CellTokenizer.check` names them).
 
         Args:
             table: n training cells; beyond 50,000 an evenly spaced selection is read.
@@ -74,7 +74,10 @@ class CellStatistics:
         first = np.unique(columns, return_index=True)[1]
         rank = table.genome_rank[first] if order == "genome" and table.genome_rank is not None else None
         table = _evenly(table, FIT_CELLS)
-        sums, depth = _gene_sums(table, columns, len(names))
+        sums, depth, refused = _gene_sums(table, columns, len(names))
+        if refused:
+            _require_few(refused, len(table))
+            table = table.take(np.setdiff1d(np.arange(len(table)), [cell.index for cell in refused]))
         keep = _choose(sums, len(table), order=order, limit=limit)
         keep = keep if rank is None else keep[np.argsort(rank[keep], kind="stable")]
         if not len(keep):
@@ -122,23 +125,42 @@ def _evenly(table: CellTable, limit: int) -> CellTable:
     return table.take(np.linspace(0, len(table) - 1, limit).astype(np.int64))
 
 
-def _gene_sums(table: CellTable, columns: np.ndarray, genes: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Sums over all cells, (G,) each, and the (n,) depths; `normal` means counts per 10,000 of the depth."""
+def _gene_sums(
+    table: CellTable, columns: np.ndarray, genes: int
+) -> tuple[dict[str, np.ndarray], np.ndarray, list[Unreadable]]:
+    """Sums over all readable cells, (G,) each, their (n,) depths, and the unreadable ones.
+
+    `normal` means counts per 10,000 of the depth.
+    """
     names = ("cells", "normal", "log normal", "log normal squared", "log", "log squared")
-    sums, depths = {name: np.zeros(genes) for name in names}, []
-    for _, chunk in table.chunks(CHUNK):
+    sums, depths = {name: np.zeros(genes) for name in names}, [np.zeros(0)]
+    refused: list[Unreadable] = []
+    for start, chunk in table.chunks(CHUNK):
         totals = chunk.total_counts()
-        try:
-            require_counts(chunk, totals)
-        except UnreadableRecordError as error:  # its index would be that of the chunk
-            raise ConsilienceError(f"cells: the tokenizer cannot be fitted: {error.reason}") from error
+        if not is_readable(chunk, totals):
+            found = unreadable(chunk, totals)
+            refused += [replace(cell, index=start + cell.index) for cell in found]
+            good = np.setdiff1d(np.arange(len(chunk)), [cell.index for cell in found])
+            chunk, totals = chunk.take(good), totals[good]
         cells = Expressed.of(chunk.counts, columns, add_up=genes < len(columns))
         normal = cells.counts * np.repeat(1e4 / totals, cells.length)
         logs, log_normal = np.log1p(cells.counts), np.log1p(normal)
         for name, weight in zip(names, (None, normal, log_normal, log_normal**2, logs, logs**2)):
             sums[name] += np.bincount(cells.genes, weights=weight, minlength=genes)
         depths.append(totals)
-    return sums, np.concatenate(depths)
+    return sums, np.concatenate(depths), refused
+
+
+def _require_few(refused: list[Unreadable], cells: int) -> None:
+    """Raise ConsilienceError where no cell is left, or so many hold other numbers that the matrix is none of counts."""
+    wrong = [cell for cell in refused if not cell.empty]
+    if len(refused) < cells and (not wrong or are_few(len(wrong), cells)):
+        return
+    first = (wrong or refused)[0].reason
+    raise ConsilienceError(
+        f"cells: the tokenizer cannot be fitted, as {len(wrong or refused):,} of {cells:,} training cells cannot be "
+        f"read{'; raw counts are needed, not normalised ones' if wrong else ''}; first: {first}"
+    )
 
 
 def _sample(table: CellTable, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:

@@ -72,7 +72,7 @@ class StoredCounts:
         keep_bytes: memory for decoded chunks of a compressed CSR matrix; see the module docstring.
 
     Raises:
-        ConsilienceError: the matrix is stored by columns.
+        ConsilienceError: the matrix is stored by columns, or damaged.
     """
 
     _kept: OrderedDict[tuple[str, int], np.ndarray]
@@ -90,8 +90,21 @@ class StoredCounts:
             sparse = hasattr(node, "keys")
             shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape")) if sparse else node.shape
             self.indptr: np.ndarray | None = node["indptr"][:].astype(np.int64) if sparse else None
+            stored = (node["data"].shape[0], node["indices"].shape[0]) if sparse else (0, 0)
         self.shape = (int(shape[0]), int(shape[1]))
+        self._require_rows(stored)
         self._forget()
+
+    def _require_rows(self, stored: tuple[int, int]) -> None:
+        """Raise where the rows of a sparse matrix do not lie one after the other within what is stored."""
+        if self.indptr is None:
+            return
+        rows, ends = self.shape[0], self.indptr
+        if len(ends) != rows + 1 or ends[0] != 0 or (np.diff(ends) < 0).any() or ends[-1] > min(stored):
+            raise self._damaged(f"its index pointers do not describe {rows:,} cells")
+
+    def _damaged(self, why: str) -> ConsilienceError:
+        return ConsilienceError(f"{self.path}: `{self.key}` is damaged: {why}; write the file again")
 
     @staticmethod
     def by_rows(node: Any) -> bool:
@@ -105,7 +118,7 @@ class StoredCounts:
         """These rows, in this order (repeats allowed), as a CSR array in memory.
 
         Raises:
-            ConsilienceError: the file holds another number of counts than when it was opened.
+            ConsilienceError: the file holds another number of counts than when it was opened, or is damaged.
         """
         import h5py
 
@@ -132,6 +145,9 @@ class StoredCounts:
                 self._read_compressed(name, node[name], ranges, result)
             else:
                 _read_plain(node[name], ranges, result)
+        if len(indices) and not (indices.min() >= 0 and indices.max() < self.shape[1]):
+            wrong = indices[(indices < 0) | (indices >= self.shape[1])][0]
+            raise self._damaged(f"it names gene {wrong:,} of {self.shape[1]:,}")
         indptr = np.concatenate([[0], ends]).astype(index)
         return sp.csr_array((data, indices, indptr), shape=(len(rows), self.shape[1]))
 

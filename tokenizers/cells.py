@@ -17,6 +17,7 @@ from dataclasses import asdict
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 
 from consilience.core.batch import TokenBatch, TokenSpec
@@ -29,6 +30,7 @@ from consilience.tokenizers.cell_genes import GeneMatch, match_genes
 from consilience.tokenizers.cell_options import CellOptions
 from consilience.tokenizers.cell_ranks import RanksView
 from consilience.tokenizers.cell_rows import Expressed
+from consilience.tokenizers.cell_sources import is_anndata, of_anndata, unique_ids
 from consilience.tokenizers.cell_table import CellTable, StoredCounts
 from consilience.tokenizers.cell_views import CellView, CountsView
 
@@ -48,6 +50,7 @@ class CellTokenizer(Tokenizer[CellTable]):
     """
 
     science: ClassVar[str] = "cells"
+    takes: ClassVar[str] = "an AnnData with raw counts, or a CellTable"
 
     def __init__(self, options: CellOptions, statistics: CellStatistics) -> None:
         self.options = options
@@ -89,6 +92,20 @@ class CellTokenizer(Tokenizer[CellTable]):
             # Names that differ in case alone are mostly those of another species (CD3D in man, Cd3d in mouse).
             log.log(logging.WARNING if 2 * found.by_case > found.matched else logging.INFO, found.report())
         return self._match[1]
+
+    def accept(self, records: Any) -> CellTable:
+        """A CellTable as it is, and an AnnData with the counts, depths and names that its file would give."""
+        if isinstance(records, CellTable):
+            return records
+        if (isinstance(records, list | tuple) or is_anndata(records)) and not len(records):
+            return CellTable(counts=sp.csr_array((0, len(self.vocabulary))), genes=np.array(self.vocabulary))
+        if is_anndata(records):
+            return of_anndata(records)
+        raise ConsilienceError(f"cells: pass {self.takes}, not {type(records).__name__}")
+
+    def names(self, records: Any) -> np.ndarray | None:
+        """The names of the cells of an AnnData."""
+        return unique_ids(records.obs_names) if is_anndata(records) else None
 
     def encode(self, records: CellTable, *, generator: torch.Generator | None = None) -> TokenBatch:
         """Tokens of the cells, padded to the longest; a generator brings matched zeros (training).
@@ -144,8 +161,8 @@ class CellTokenizer(Tokenizer[CellTable]):
         for start, chunk in records.chunks(_CHECK_ROWS):
             for index in np.flatnonzero(self._number(chunk) == 0).tolist():
                 failures[start + index] = _OUTSIDE.format(chunk.name_of(index))
-            for index, reason in unreadable(chunk, chunk.total_counts()):
-                failures[start + index] = reason
+            for cell in unreadable(chunk, chunk.total_counts()):
+                failures[start + cell.index] = cell.reason
         return [Failure(index=index, id="", reason=failures[index]) for index in sorted(failures)]
 
     def template(self, n: int, *, generator: torch.Generator, open_end: bool = False) -> TokenBatch:

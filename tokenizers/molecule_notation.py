@@ -6,6 +6,7 @@ Arus-Pous et al. 2019, doi:10.1186/s13321-019-0393-0); each of them as SMILES or
 2020, doi:10.1088/2632-2153/aba947), whose every string of symbols stands for a molecule.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -19,6 +20,8 @@ from consilience.core.errors import ConsilienceError
 Form = Literal["as-given", "canonical", "randomised"]
 Language = Literal["smiles", "selfies"]
 
+LONGEST = 5_000
+"""Characters of a SMILES. RDKit goes down a molecule by recursion, and ends the process where the stack does."""
 MEMORY = 200_000
 """Strings whose rewriting is remembered (about 50 MB): later epochs do not ask RDKit again."""
 
@@ -31,9 +34,19 @@ def parse(smiles: str) -> Chem.Mol:
     """
     if not smiles.strip():
         raise ConsilienceError("the SMILES is empty; leave the molecule out")
+    if len(smiles) > LONGEST:
+        raise ConsilienceError(
+            f"{smiles[:20]!r}... has {len(smiles):,} characters; molecules of at most {LONGEST:,} are read"
+        )
     if len(smiles.split()) > 1:
         # RDKit would take what follows for a name or an extension and lose it.
         raise ConsilienceError(f"{smiles!r} goes on after white space; put only the SMILES there")
+    foreign = next((letter for letter in smiles.strip() if not "!" <= letter <= "~"), None)
+    if foreign is not None:  # RDKit skips it: two Cyrillic letters and an O are water
+        name = unicodedata.name(foreign, "unnamed")
+        raise ConsilienceError(
+            f"{smiles!r} has the character U+{ord(foreign):04X} ({name}), which no SMILES has; write it anew"
+        )
     with rdBase.BlockLogs():
         mol = Chem.MolFromSmiles(smiles.strip())
         if mol is not None and mol.GetNumAtoms():

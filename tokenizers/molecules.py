@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from rdkit import Chem
 
 from consilience.core.batch import TokenBatch, TokenSpec
 from consilience.core.errors import ConsilienceError, UnreadableRecordError
@@ -38,6 +39,7 @@ class MoleculeTokenizer(Tokenizer[Sequence[Any]]):
     """
 
     science: ClassVar[str] = "molecules"
+    takes: ClassVar[str] = "a list of SMILES strings or RDKit Mols"
 
     def __init__(
         self, *, options: MoleculeOptions, symbols: Sequence[str], length_counts: Sequence[int]
@@ -93,6 +95,10 @@ class MoleculeTokenizer(Tokenizer[Sequence[Any]]):
         for row in self._too_long(counts):
             raise UnreadableRecordError(int(row), self._length_reason(counts[row]))
         return self._batch(flat, counts).validate(self._spec)
+
+    def is_record(self, record: Any) -> bool:
+        """A string, or an RDKit Mol."""
+        return isinstance(record, str | Chem.Mol)
 
     def decode(self, tokens: TokenBatch) -> list[str]:
         """SMILES strings: symbols up to the first <eos>, joined. They need not be valid molecules."""

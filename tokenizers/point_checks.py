@@ -1,5 +1,7 @@
 """What makes a point cloud unreadable: found for many clouds at once, told as one clear line each."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from scipy.spatial import cKDTree
 
@@ -8,10 +10,18 @@ from consilience.tokenizers.point_records import PointTable
 
 COINCIDENT_ANGSTROM = 1e-3
 """Two atoms closer than this stand at one place (the shortest bond, H-H, measures 0.74 Å)."""
+FARTHEST = {"angstrom": 1e6, "": 1e12}
+"""Unit -> coordinates beyond are taken for a fault: a tenth of a millimetre for atoms. Squares stay in float32."""
+LARGEST_FEATURE = 1e30
+"""Features beyond leave no room in float32 once they are standardised."""
+
+_NO_HYDROGENS = (
+    "the model was trained without hydrogens: leave them out with --read-options '{hydrogens: false}'"
+)
 
 
 def problems(table: PointTable) -> dict[int, str]:
-    """Cloud index -> why it cannot be used: no points, one point, NaN, two typed points at one place."""
+    """Cloud index -> why it cannot be used: few points, numbers that are none, two typed points at one place."""
     found: dict[int, str] = {}
     sizes = table.sizes
     for index in np.flatnonzero(sizes < 2).tolist():
@@ -20,14 +30,14 @@ def problems(table: PointTable) -> dict[int, str]:
             if sizes[index] == 0
             else ("one point alone: nothing is left of it once the centroid is removed; drop it")
         )
-    broken = ~np.isfinite(table.positions).all(1)
-    for row in np.flatnonzero(broken).tolist():
-        index = _cloud_of(table, row)
-        found.setdefault(index, f"coordinates of point {row - table.starts[index]} are NaN or infinite")
+    limited = [("coordinates", table.positions, FARTHEST[table.unit])]
     if table.features is not None:
-        for row in np.flatnonzero(~np.isfinite(table.features).all(1)).tolist():
-            index = _cloud_of(table, row)
-            found.setdefault(index, f"features of point {row - table.starts[index]} are NaN or infinite")
+        limited.append(("features", table.features, LARGEST_FEATURE))
+    for what, array, most in limited:
+        for index, point, bad in _beyond(table, array, most):
+            finite = f"hold {bad:g}; beyond {most:g} they are taken for a fault"
+            told = finite if np.isfinite(bad) else "are NaN or infinite"
+            found.setdefault(index, f"{what} of point {point} {told}")
     if table.codes is not None:
         clean = np.array([i for i in range(len(table)) if i not in found], dtype=np.int64)
         for index, first, second in _coincident(table, clean):
@@ -36,6 +46,14 @@ def problems(table: PointTable) -> dict[int, str]:
                 f"(closer than {COINCIDENT_ANGSTROM:g}); remove one"
             )
     return dict(sorted(found.items()))
+
+
+def _beyond(table: PointTable, array: np.ndarray, most: float) -> Iterator[tuple[int, int, float]]:
+    """(cloud, point, the number) of every point with a number in its row (T, C) that is NaN or beyond `most`."""
+    bad = ~(np.abs(array) <= most)  # NaN is not less than anything
+    for row in np.flatnonzero(bad.any(1)).tolist():
+        index = _cloud_of(table, row)
+        yield index, row - int(table.starts[index]), float(array[row][bad[row]][0])
 
 
 def _cloud_of(table: PointTable, row: int) -> int:
@@ -99,7 +117,10 @@ def limits(table: PointTable, options: PointOptions, learned: PointState) -> dic
     for row in np.flatnonzero(codes_of(table, learned.types) < 0).tolist():
         assert table.codes is not None
         name = table.names[table.codes[row]]
-        found.setdefault(_cloud_of(table, row), f"unknown type {name!r}; known: {', '.join(learned.types)}")
+        reason = f"unknown type {name!r}; known: {', '.join(learned.types)}"
+        if name == "H" and table.unit == "angstrom":
+            reason += f"; {_NO_HYDROGENS}"
+        found.setdefault(_cloud_of(table, row), reason)
     if options.tokens == "points":
         for i in np.flatnonzero(table.sizes > options.max_points):
             found[int(i)] = (

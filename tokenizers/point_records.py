@@ -215,6 +215,11 @@ def as_cloud(record: Any) -> PointCloud:
     )
 
 
+def is_cloud(record: Any) -> bool:
+    """Whether something is of a type that `as_cloud` takes."""
+    return isinstance(record, PointCloud | np.ndarray) or hasattr(record, "get_chemical_symbols")
+
+
 def readable(records: Sequence[Any]) -> tuple[PointTable, dict[int, str]]:
     """The records that fit into one table, and index -> reason for those that do not.
 

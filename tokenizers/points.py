@@ -25,7 +25,7 @@ from consilience.tokenizers.point_checks import codes_of, limits, problems
 from consilience.tokenizers.point_frames import centred, principal_frames, random_half_turns, random_rotations
 from consilience.tokenizers.point_options import PointOptions, PointState, measure, point_spec
 from consilience.tokenizers.point_patches import make_patches
-from consilience.tokenizers.point_records import PointCloud, PointTable, readable
+from consilience.tokenizers.point_records import PointCloud, PointTable, is_cloud, readable
 
 EXAMPLES = 512
 """Training clouds whose composition (types in order, or patch centres) is kept for generation."""
@@ -43,6 +43,7 @@ class PointTokenizer(Tokenizer[Sequence[PointCloud]]):
     """
 
     science: ClassVar[str] = "points"
+    takes: ClassVar[str] = "a list of PointCloud, ASE Atoms or (n, 3) arrays"
 
     def __init__(self, *, options: PointOptions, learned: PointState) -> None:
         self.options = options
@@ -141,6 +142,10 @@ class PointTokenizer(Tokenizer[Sequence[PointCloud]]):
             positions=positions,
             pairs=pairs,
         ).validate(self.spec)
+
+    def is_record(self, record: Any) -> bool:
+        """What `as_cloud` can make a cloud of."""
+        return is_cloud(record)
 
     def _turns(self, n: int, generator: torch.Generator | None) -> np.ndarray | None:
         """Random rotations (n, 3, 3) of training; None where clouds stay as they are."""

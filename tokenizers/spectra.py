@@ -8,8 +8,9 @@ The address of a patch is the natural log of its central wavelength: a redshift 
 Fourier features make the absolute place visible. Nothing is resampled; instruments may differ from row to row.
 """
 
+import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from typing import Any, ClassVar, Self
 
@@ -35,6 +36,8 @@ from consilience.tokenizers.spectra_records import (
     wavelength_problem,
 )
 
+logger = logging.getLogger(__name__)
+
 SCALE, PATCH = 0, 1
 """The discrete addresses."""
 
@@ -53,6 +56,9 @@ class SpectrumTokenizer(Tokenizer[SpectrumRecords]):
     """
 
     science: ClassVar[str] = "galaxies"
+    takes: ClassVar[str] = (
+        "a SpectrumTable, or a list of Spectrum(wavelength_angstrom=..., flux=..., inverse_variance=...)"
+    )
 
     def __init__(self, *, options: SpectrumOptions, statistics: TrainingStatistics) -> None:
         self.options = options
@@ -61,6 +67,7 @@ class SpectrumTokenizer(Tokenizer[SpectrumRecords]):
         self._centres = [patch_centres(grid.wavelength_angstrom, options.patch_size) for grid in self.grids]
         self._unit = statistics.log_scale_std / statistics.value_spread  # log scale a unit of value
         self._scale_weight = SCALE_PRECISION / statistics.value_spread**2
+        self._warned = False
 
     @property
     def spec(self) -> TokenSpec:
@@ -120,6 +127,7 @@ class SpectrumTokenizer(Tokenizer[SpectrumRecords]):
         lengths = self.lengths(records)
         parts, unmeasured, overflown = [], [], []
         for rows, group in groups_of(records):
+            self._warn_of_range(group.wavelength_angstrom)
             patches = cut(
                 group,
                 size,
@@ -153,6 +161,19 @@ class SpectrumTokenizer(Tokenizer[SpectrumRecords]):
         # max_weight, and looking at all of them again would take a quarter of the time.
         return self._batch(lengths, values, weight, positions)
 
+    def _warn_of_range(self, wavelength_angstrom: np.ndarray) -> None:
+        """Say once that a grid lies wholly outside of those of training: such addresses were never seen."""
+        low = min(grid.wavelength_angstrom[0] for grid in self.grids)
+        high = max(grid.wavelength_angstrom[-1] for grid in self.grids)
+        first, last = wavelength_angstrom[[0, -1]]
+        if self._warned or (first <= high and last >= low):
+            return
+        self._warned = True
+        logger.warning(
+            "galaxies: wavelengths from %g to %g Å lie wholly outside of %g to %g Å, what the tokenizer was fitted on; "
+            "are they in another unit (wavelength_unit of the reader)?", first, last, low, high,
+        )  # fmt: skip
+
     def _scale_values(self, scale: np.ndarray) -> np.ndarray:
         """Scales as values of token 0."""
         return (np.log(scale) - self.statistics.log_scale_mean) / self._unit
@@ -174,6 +195,10 @@ class SpectrumTokenizer(Tokenizer[SpectrumRecords]):
             address=address,
             positions=torch.from_numpy(positions)[..., None],
         )
+
+    def is_record(self, record: Any) -> bool:
+        """A Spectrum."""
+        return isinstance(record, Spectrum)
 
     def decode(self, tokens: TokenBatch) -> list[Spectrum]:
         """Spectra with flux = scale * (value + 1) on the grid of their patches.
@@ -293,6 +318,11 @@ def _failures(records: SpectrumRecords) -> Iterable[Failure]:
             yield Failure(index=row, id="", reason=nothing_measured(records.flux[row]))
         return
     for index, record in enumerate(records):
+        if not isinstance(record, Spectrum):
+            yield Failure(
+                index=index, id="", reason=f"a {type(record).__name__} is no Spectrum; make one of it"
+            )
+            continue
         problem = record.problem()
         if problem:
             yield Failure(index=index, id=record.id, reason=problem)
@@ -307,8 +337,13 @@ def _refuse_misshapen(records: SpectrumRecords) -> None:
         return
     fine: dict[int, np.ndarray] = {}  # wavelengths that were looked at; held, so that an id stays theirs
     for record in records:
-        wavelength = record.wavelength_angstrom
-        if record.shape_problem() or (id(wavelength) not in fine and wavelength_problem(wavelength)):
+        if not isinstance(record, Spectrum) or _misshapen(record, fine):
             first = next(iter(_failures(records)))
             raise UnreadableRecordError(first.index, first.reason)
-        fine[id(wavelength)] = wavelength
+        fine[id(record.wavelength_angstrom)] = record.wavelength_angstrom
+
+
+def _misshapen(record: Spectrum, fine: Mapping[int, np.ndarray]) -> bool:
+    """Whether its arrays or wavelengths cannot be read; `fine` are wavelengths that were looked at before."""
+    wavelength = record.wavelength_angstrom
+    return bool(record.shape_problem() or (id(wavelength) not in fine and wavelength_problem(wavelength)))

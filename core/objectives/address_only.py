@@ -25,6 +25,11 @@ class AddressOnly(Headed):
     name = "address-only"
     kind = "exact"
 
+    @property
+    def has_steps(self) -> bool:
+        """No: all tokens at once."""
+        return False
+
     def view(self, tokens: TokenBatch, spec: TokenSpec, generator: torch.Generator) -> tuple[View, Targets]:
         """Everything that is not given is hidden and scored; nothing is random."""
         targets = Targets(tokens=tokens, scored=predictable(tokens))

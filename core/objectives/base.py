@@ -81,6 +81,11 @@ class Objective(ABC):
         """Whether samples grow from their first token and end themselves, so that their length is not given."""
         return False
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether its sampler draws in a number of steps that can be chosen."""
+        return True
+
     def at(self, progress: float) -> "Objective":
         """What is trained with once this share of the steps is done, in [0, 1): itself, unless training has phases.
 
@@ -134,6 +139,14 @@ class Objective(ABC):
             raise ConsilienceError(
                 f"{self.name} has an order of its own: unmask_order={sampling.unmask_order} is for masked, "
                 "masked-diffusion, two-phase, and block with erasure"
+            )
+
+    def check_steps(self, sampling: Sampling) -> None:
+        """Raise ConsilienceError when a number of steps is asked of a sampler that cannot choose it."""
+        if sampling.steps is not None and not self.has_steps:
+            raise ConsilienceError(
+                f"{self.name} cannot choose its steps: steps={sampling.steps} is for masked, masked-diffusion, "
+                "two-phase, denoising and block; leave it out"
             )
 
     def loss(

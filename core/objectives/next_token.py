@@ -50,6 +50,11 @@ class NextToken(Headed):
         """In the natural order, yes."""
         return self.order == "natural"
 
+    @property
+    def has_steps(self) -> bool:
+        """No: a token a step."""
+        return False
+
     def view(self, tokens: TokenBatch, spec: TokenSpec, generator: torch.Generator) -> tuple[View, Targets]:
         """Row i holds token i - 1 and asks for token i; the first row is a start mark."""
         ordered = tokens.permute(self.permutation(tokens, generator))

@@ -1,7 +1,6 @@
 """Cells with labels and groups: those that ship inside scanpy, and files of users."""
 
 import logging
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +9,9 @@ import pandas as pd
 
 from consilience.core.errors import ConsilienceError
 from consilience.core.records import Collection, Failure, fingerprint
-from consilience.domains.cells.readers import Opened, listed, open_cells
+from consilience.domains.cells.readers import open_cells
 from consilience.tokenizers.cell_checks import NO_COUNTS
+from consilience.tokenizers.cell_sources import depth_of, listed, unique_ids
 from consilience.tokenizers.cell_table import CellTable
 
 log = logging.getLogger(__name__)
@@ -31,8 +31,6 @@ GROUP_COLUMNS = (
 """Columns of obs whose cells belong together, best first."""
 FEWEST_GROUPS = 5
 """With fewer groups a split by group would be a split by luck; cells are then split one by one."""
-DEPTH_COLUMNS = ("total_counts", "n_counts", "nCount_RNA", "n_umi", "nUMI")
-"""Columns of obs that may hold the total counts over all measured genes."""
 
 
 def bundled() -> Collection:
@@ -81,7 +79,8 @@ def read(
     """Cells of an `.h5ad`, a 10x `.h5`, or a 10x folder with matrix.mtx.
 
     Where the counts of an `.h5ad` are: in `layer` when given ("X", "raw" or the name of a layer); else in the
-    first of X, layers["counts"] (or raw_counts, count, umi) and raw that holds counts in 256 evenly spaced cells.
+    first of X, layers["counts"] (or raw_counts, count, umi) and raw that holds counts in 256 evenly spaced cells, up
+    to a few: cells with other numbers are set aside by the tokenizer, which looks at every cell it reads.
 
     Args:
         path: the file or folder.
@@ -109,7 +108,7 @@ def read(
                 f"{path}: {name}={column!r} is no column of obs; it has {listed(obs.columns)}"
             )
     ids = unique_ids(obs.index)
-    table = replace(opened.table, names=ids, depth=_depth(opened, depth))
+    table = replace(opened.counts.table, names=ids, depth=depth_of(obs, opened.counts, depth))
     stored = np.diff(table.counts.indptr) if table.counts.indptr is not None else np.ones(len(table))
     labels = labels_of(obs, keep=label)
     if label is not None:
@@ -121,18 +120,13 @@ def read(
         ids=ids,
         source=str(path),
         origin="user",
-        fingerprint=fingerprint([stored, opened.sample.counts.data, *table.genes.tolist(), *ids.tolist()]),
+        fingerprint=fingerprint(
+            [stored, opened.counts.sample.counts.data, *table.genes.tolist(), *ids.tolist()]
+        ),
         labels=labels,
         groups=_groups(path, obs, groups),
     )
     return _without_empty(collection, stored == 0)
-
-
-def unique_ids(names: Iterable[object]) -> np.ndarray:
-    """Names of cells as strings; repeated ones get "-1", "-2", ... as in anndata."""
-    from anndata.utils import make_index_unique
-
-    return make_index_unique(pd.Index([str(name) for name in names])).to_numpy(dtype=str)
 
 
 def labels_of(obs: pd.DataFrame, keep: str | None = None) -> dict[str, np.ndarray]:
@@ -150,22 +144,6 @@ def labels_of(obs: pd.DataFrame, keep: str | None = None) -> dict[str, np.ndarra
                 column.astype(object).where(column.notna(), "").astype(str).to_numpy(dtype=str)
             )
     return labels
-
-
-def _depth(opened: Opened, column: str | None) -> np.ndarray | None:
-    """(n,) total counts from obs; None where the row sums are the depth."""
-    sums, rows = opened.sample.total_counts(), opened.sample_rows
-    for name in DEPTH_COLUMNS if column is None else (column,):
-        if name not in opened.obs or not pd.api.types.is_numeric_dtype(opened.obs[name]):
-            continue
-        known = opened.obs[name].to_numpy(dtype=np.float64, na_value=np.nan)
-        if column is not None:
-            return known
-        whole = np.isfinite(known).all() and (known == np.rint(known)).all()
-        if whole and (known[rows] >= sums).all() and (known[rows] > sums).any():
-            log.info("obs.%s exceeds the row sums and is taken as the depth of the cells", name)
-            return known
-    return None
 
 
 def _groups(path: Path, obs: pd.DataFrame, column: str | None) -> np.ndarray | None:

@@ -44,7 +44,8 @@ def figure(models: "Mapping[str, FoundationModel]", collection: Collection, test
     for name, model in models.items():
         embedding = model.embed(cells.records, domain="cells")
         columns[name] = (embedding.vectors, embedding.index)
-        generated[name] = model.generate(min(len(test), GENERATED), domain="cells", seed=0, steps=STEPS)
+        steps = STEPS if model.objective.has_steps else None
+        generated[name] = model.generate(min(len(test), GENERATED), domain="cells", seed=0, steps=steps)
     columns[title] = (features[shown], np.arange(len(shown)))
     sample = np.linspace(0, len(train) - 1, min(len(train), MOST_SHOWN)).astype(np.int64)
     generated[title] = collection.records.take(train[sample])

@@ -4,7 +4,7 @@ Counts of `.h5ad` files stay on disk and are read by rows, so that memory does n
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,27 +13,24 @@ import numpy as np
 import pandas as pd
 
 from consilience.core.errors import ConsilienceError
-from consilience.tokenizers.cell_checks import WAY_OUT, first_bad_entry
-from consilience.tokenizers.cell_genes import genome_ranks
+from consilience.tokenizers.cell_sources import Counts, chosen, genome_of, listed, sound
 from consilience.tokenizers.cell_table import CellTable, StoredCounts
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".h5ad", ".h5")
-COUNT_LAYERS = ("counts", "raw_counts", "count", "umi")
-CHROMOSOME_COLUMNS = ("chromosome", "chrom", "chr", "seqname", "seqnames")
-START_COLUMNS = ("start", "gene_start", "start_position", "chromstart")
-_SAMPLED = 256  # cells whose numbers are looked at on opening; the tokenizer checks every cell it reads
+TEN_X = (("matrix.mtx", "genes.tsv", "barcodes.tsv"), ("matrix.mtx.gz", "features.tsv.gz", "barcodes.tsv.gz"))
+"""Files of a 10x folder: of Cell Ranger 2, and of later ones."""
+MATRIX = "the matrix"
+"""What the one matrix of 10x files is called in messages."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Opened:
-    """A file: its counts, the table of its cells (obs) and a few cells in memory (their rows and counts)."""
+    """A file: its counts, and the table of its cells (obs)."""
 
-    table: CellTable
+    counts: Counts
     obs: pd.DataFrame
-    sample_rows: np.ndarray
-    sample: CellTable
 
 
 def open_cells(path: Path, *, layer: str | None = None, genes: str | None = None) -> Opened:
@@ -47,6 +44,8 @@ def open_cells(path: Path, *, layer: str | None = None, genes: str | None = None
     if path.is_file() and path.stat().st_size == 0:
         raise ConsilienceError(f"{path} is empty (0 bytes)")
     if path.suffix == ".h5ad":
+        if path.is_dir():
+            raise ConsilienceError(f"{path} is a folder, not an .h5ad file; name the file in it")
         return _open_h5ad(path, layer, genes)
     if path.suffix != ".h5" and not path.is_dir() and not path.name.startswith("matrix.mtx"):
         raise ConsilienceError(f"{path}: cells are read from .h5ad, 10x .h5, or a 10x folder with matrix.mtx")
@@ -59,15 +58,42 @@ def _open_10x(path: Path, genes: str | None) -> Opened:
     import scanpy
 
     folder = path if path.is_dir() else path.parent
+    tabled = path.suffix == ".h5" and path.is_file()
+    if not tabled:
+        _require_10x(path, folder)
     try:
-        adata = scanpy.read_10x_h5(path) if path.suffix == ".h5" else scanpy.read_10x_mtx(folder)
+        adata = scanpy.read_10x_h5(path) if tabled else scanpy.read_10x_mtx(folder)
     except Exception as error:  # scanpy lets errors of five libraries through
-        what = (
-            "10x .h5 file" if path.suffix == ".h5" else "10x folder (matrix.mtx, features.tsv, barcodes.tsv)"
-        )
+        what = "10x .h5 file" if tabled else "10x folder (matrix.mtx, features.tsv, barcodes.tsv)"
         raise ConsilienceError(f"{path} cannot be read as a {what}: {_first_line(error)}") from error
-    table = CellTable(counts=adata.X, genes=_gene_names(path, adata.var, genes))
-    return _sampled(path, "the matrix", table, adata.obs)
+    names = _gene_names(path, adata.var, genes)
+
+    def opened() -> CellTable:
+        return CellTable(counts=sound(str(path), "matrix", adata.X), genes=names)
+
+    found = chosen(str(path), {MATRIX: opened}, adata.obs_names, layer=MATRIX, way_out="")
+    return Opened(counts=found, obs=adata.obs)
+
+
+def _require_10x(path: Path, folder: Path) -> None:
+    """Raise ConsilienceError for a folder that lacks a file of its kind, naming the file."""
+    old, new = TEN_X
+    here = {name for name in (*old, *new) if (folder / name).is_file()}
+    # scanpy takes a folder with genes.tsv for an old one.
+    kind = old if "genes.tsv" in here or not here & set(new) else new
+    lost = [name for name in kind if name not in here]
+    if not lost:
+        return
+    pressed = [name for name in lost if (folder / name.removesuffix(".gz")).is_file()]
+    loose = [name for name in ("features.tsv",) if "genes.tsv" in lost and (folder / name).is_file()]
+    if loose or pressed:
+        raise ConsilienceError(
+            f"{path}: a 10x folder with features.tsv holds {', '.join(new)}: compress its files with gzip"
+        )
+    raise ConsilienceError(
+        f"{path} cannot be read as a 10x folder: it lacks {' and '.join(lost)} (a folder of Cell Ranger holds "
+        f"{', '.join(new)}, an old one {', '.join(old)})"
+    )
 
 
 def _open_h5ad(path: Path, layer: str | None, genes: str | None) -> Opened:
@@ -84,48 +110,23 @@ def _open_h5ad(path: Path, layer: str | None, genes: str | None) -> Opened:
         raise ConsilienceError(f"{path} cannot be read as an .h5ad file: {_first_line(error)}") from error
     if raw_var is not None:
         places["raw"] = "raw/X"
-    if layer is not None and layer not in places:
-        raise ConsilienceError(f"{path} has no layer {layer!r}; it has {listed(places)}")
-    candidates = [layer] if layer is not None else [n for n in ("X", *COUNT_LAYERS, "raw") if n in places]
-    refused = ConsilienceError(
-        f"{path}: no matrix is named X, raw or counts; pass layer=, one of {listed(places)}"
-    )
-    for place, name in enumerate(candidates):
+
+    def opener(name: str) -> Callable[[], CellTable]:
         used = raw_var if name == "raw" and raw_var is not None else var
-        table = CellTable(
+        return lambda: CellTable(
             counts=_matrix(path, places[name]),
             genes=_gene_names(path, used, genes),
-            genome_rank=_genome(used),
+            genome_rank=genome_of(used),
         )
-        try:
-            opened = _sampled(path, name, table, obs)
-        except NotCountsError as error:
-            refused = refused if place else error
-            continue
-        if place:
-            log.info("%s: counts are taken from %s (%s)", path, name, refused)
-        return opened
-    raise refused
 
-
-class NotCountsError(ConsilienceError):
-    """A matrix with numbers that are not counts."""
-
-
-def _sampled(path: Path, name: str, table: CellTable, obs: pd.DataFrame) -> Opened:
-    """The opened file with evenly spaced cells in memory; raises NotCountsError when they do not hold counts."""
-    if not len(table) or not len(table.genes):
-        raise ConsilienceError(
-            f"{path} holds {len(table)} cells and {len(table.genes)} genes: nothing to read"
-        )
-    rows = np.unique(np.linspace(0, len(table) - 1, _SAMPLED).astype(np.int64))
-    sample = table.take(rows).load()
-    entry = first_bad_entry(sample.counts.data)
-    if entry is not None:
-        cell = int(np.searchsorted(sample.counts.indptr, entry, side="right") - 1)
-        where = f"{path}: cell {rows[cell]} ({obs.index[rows[cell]]})"
-        raise NotCountsError(f"{where} has {sample.counts.data[entry]:g} in {name}, {WAY_OUT}")
-    return Opened(table=table, obs=obs, sample_rows=rows, sample=sample)
+    found = chosen(
+        str(path),
+        {name: opener(name) for name in places},
+        obs.index,
+        layer=layer,
+        way_out="name it with layer= (--read-options.layer on the command line)",
+    )
+    return Opened(counts=found, obs=obs)
 
 
 def _matrix(path: Path, key: str) -> Any:
@@ -137,7 +138,11 @@ def _matrix(path: Path, key: str) -> Any:
         if StoredCounts.by_rows(node):
             return StoredCounts(path, key)
         log.warning("%s: `%s` is stored by columns and is read into memory as a whole", path, key)
-        return element_reader()(node)
+        try:
+            matrix = element_reader()(node)
+        except Exception as error:  # damaged HDF5 files fail in many ways
+            raise ConsilienceError(f"{path}: `{key}` cannot be read: {_first_line(error)}") from error
+    return sound(str(path), key, matrix)
 
 
 def element_reader() -> Any:
@@ -156,22 +161,6 @@ def _gene_names(path: Path, var: pd.DataFrame, column: str | None) -> np.ndarray
     if column not in var:
         raise ConsilienceError(f"{path}: genes={column!r} is no column of var; it has {listed(var.columns)}")
     return var[column].astype(str).to_numpy(dtype=str)
-
-
-def _genome(var: pd.DataFrame) -> np.ndarray | None:
-    """(G,) order of the genes along the genome, where var has columns for chromosome and start."""
-    known = {str(name).lower(): name for name in var.columns}
-    chromosome = next((known[name] for name in CHROMOSOME_COLUMNS if name in known), None)
-    start = next((known[name] for name in START_COLUMNS if name in known), None)
-    if chromosome is None or start is None:
-        return None
-    return genome_ranks(var[chromosome], pd.to_numeric(var[start], errors="coerce").to_numpy(np.float64))
-
-
-def listed(names: Iterable[object], most: int = 12) -> str:
-    """Names for a message."""
-    shown = [str(name) for name in names]
-    return (", ".join(shown[:most]) + (", ..." if len(shown) > most else "")) or "none"
 
 
 def _first_line(error: BaseException) -> str:

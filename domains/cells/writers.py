@@ -12,9 +12,9 @@ import scipy.sparse as sp
 
 from consilience.core.errors import ConsilienceError
 from consilience.core.records import Collection
-from consilience.domains.cells.data import unique_ids
 from consilience.domains.cells.readers import element_reader
 from consilience.domains.tables import EmbeddedRows, EmbeddingTable, EmbeddingWriter
+from consilience.tokenizers.cell_sources import unique_ids
 from consilience.tokenizers.cell_table import CellTable
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ Shared by npz, HDF5, parquet and FITS tables. Names are matched without regard t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,15 @@ NAMES: dict[str, tuple[str, ...]] = {
     "redshift": ("redshift", "z", "z_spec", "zspec", "z_hp"),
     "id": ("id", "ids", "object_id", "targetid", "specobjid", "objid", "name"),
 }
-"""Role -> accepted names, the best first. Wavelengths are in Å; log_wavelength is log10 of Å."""
+"""Role -> accepted names, the best first. Wavelengths are in Å unless said otherwise; log_wavelength is their log10."""
+
+ANGSTROM = {"angstrom": 1.0, "nm": 10.0, "um": 1e4, "m": 1e10}
+"""Units of wavelengths that a reader may be told, in Å; the names are astropy's."""
+
+OBSERVED = (912.0, 3e5)
+"""Å: from the Lyman limit, below which the hydrogen of our Galaxy lets nothing through, to the far infrared."""
+
+_PARTS = ("flux", "wavelength", "inverse_variance", "mask")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +83,12 @@ def roles(names: Mapping[str, Any]) -> dict[str, str]:
 
 
 def spectra_of_columns(
-    columns: Mapping[str, Any], source: str, *, error: float | None = None, before: int = 0
+    columns: Mapping[str, Any],
+    source: str,
+    *,
+    error: float | None = None,
+    unit: str | None = None,
+    before: int = 0,
 ) -> ReadSpectra:
     """Spectra from named columns; see NAMES for the names that are understood.
 
@@ -85,12 +98,14 @@ def spectra_of_columns(
             with n entries become labels.
         source: file name for messages.
         error: error of every pixel in the flux's unit, where the file gives none.
+        unit: of the wavelengths, one of ANGSTROM; None = Å, and grids of another are refused (see `keep_usable`).
         before: rows of the file that stand before these: spectra without an id are named by their row.
 
     Raises:
         ConsilienceError: a missing column, or columns that do not fit together.
     """
     found = roles(columns)
+    columns, missing = _without_gaps(columns, found)
     flux = columns[_require(found, "flux", columns, source)]
     if not len(flux):
         raise ConsilienceError(f"{source}: it holds no spectra; its flux is empty")
@@ -99,7 +114,7 @@ def spectra_of_columns(
     n = len(flux)
     parts = {
         "flux": flux,
-        "wavelength": _wavelength(columns, found, source),
+        "wavelength": scaled(_wavelength(columns, found, source), ANGSTROM[unit or "angstrom"]),
         "inverse_variance": _inverse_variance(columns, found, flux, error, source),
         "mask": columns[found["mask"]] if "mask" in found else None,
     }
@@ -110,20 +125,84 @@ def spectra_of_columns(
     ids = np.array(
         [_text(name) for name in names] if len(names) == n else [str(before + row) for row in range(n)]
     )
+    labels = labels_of_columns(columns, found, n)
+    kept = np.setdiff1d(np.arange(n), list(missing))
     try:
-        records = _records(parts, ids)
+        records = _records(_rows(parts, kept), ids[kept]) if len(kept) else []
     except ConsilienceError as problem:
         raise ConsilienceError(f"{source}: {problem}") from problem
-    return keep_usable(records, ids, labels_of_columns(columns, found, n))
+    read = keep_usable(
+        records, ids[kept], {name: column[kept] for name, column in labels.items()}, believed=unit is not None
+    )
+    failures = [replace(failure, index=int(kept[failure.index])) for failure in read.failures]
+    failures += [Failure(index=row, id=str(ids[row]), reason=why) for row, why in missing.items()]
+    return replace(read, failures=tuple(sorted(failures, key=lambda failure: failure.index)))
 
 
-def keep_usable(records: SpectrumRecords, ids: np.ndarray, labels: Mapping[str, np.ndarray]) -> ReadSpectra:
-    """Move spectra that cannot be tokenized into `failures`, and drop their ids and labels."""
+def _without_gaps(
+    columns: Mapping[str, Any], found: Mapping[str, str]
+) -> tuple[Mapping[str, Any], dict[int, str]]:
+    """The columns with an empty row for each that is null or no list of numbers, and row -> why it cannot be used."""
+    filled, missing = dict(columns), dict[int, str]()
+    for role in (*_PARTS, "log_wavelength", "error"):
+        column = columns.get(found.get(role, ""))
+        if column is None or (isinstance(column, np.ndarray) and column.dtype != object):
+            continue
+        if not all(row is None or np.ndim(row) for row in column):
+            continue  # one spectrum, a pixel a row
+        bad = {
+            i for i, row in enumerate(column) if np.ndim(row) != 1 or np.asarray(row).dtype.kind not in "biuf"
+        }
+        filled[found[role]] = [np.empty(0) if i in bad else row for i, row in enumerate(column)]
+        for i in bad:
+            what = "missing (null)" if column[i] is None else "no list of numbers"
+            missing.setdefault(i, f"its `{found[role]}` is {what}; give one number a pixel")
+    return (filled if missing else columns), missing
+
+
+def _rows(parts: Mapping[str, Any], kept: np.ndarray) -> dict[str, Any]:
+    """These rows of the parts that have one a row."""
+    return {
+        name: part
+        if part is None or _flat(part)
+        else part[kept]
+        if isinstance(part, np.ndarray)
+        else [part[row] for row in kept]
+        for name, part in parts.items()
+    }
+
+
+def scaled(column: Any, factor: float) -> Any:
+    """A column times a number, one array a row or one for all; as it is where the number is 1."""
+    if factor == 1:
+        return column
+    if _flat(column) or (isinstance(column, np.ndarray) and column.dtype != object):
+        return np.asarray(column, dtype=np.float64) * factor
+    return [np.asarray(row, dtype=np.float64) * factor for row in column]
+
+
+def keep_usable(
+    records: SpectrumRecords, ids: np.ndarray, labels: Mapping[str, np.ndarray], *, believed: bool = False
+) -> ReadSpectra:
+    """Move spectra that cannot be tokenized into `failures`, and drop their ids and labels.
+
+    Args:
+        records: spectra as they were read.
+        ids: one a record.
+        labels: name -> one entry a record.
+        believed: take all wavelengths for Å; else grids that can hardly be (see OBSERVED) are failures.
+    """
     if isinstance(records, SpectrumTable):
+        odd = None if believed else unit_problem(records.wavelength_angstrom)
         good = measured_pixels(records.flux, records.inverse_variance, records.mask).any(axis=1)
         reasons = {int(row): nothing_measured(records.flux[row]) for row in np.flatnonzero(~good)}
+        reasons |= dict.fromkeys(range(len(records)), odd) if odd else {}
     else:
-        reasons = {row: problem for row, record in enumerate(records) if (problem := record.problem())}
+        problems = [
+            record.problem() or (None if believed else unit_problem(record.wavelength_angstrom))
+            for record in records
+        ]
+        reasons = {row: problem for row, problem in enumerate(problems) if problem}
     if not reasons:
         return ReadSpectra(records=records, ids=ids, labels=labels)
     kept = np.array([row for row in range(len(records)) if row not in reasons], dtype=np.int64)
@@ -133,6 +212,18 @@ def keep_usable(records: SpectrumRecords, ids: np.ndarray, labels: Mapping[str, 
         ids=ids[kept],
         labels={name: column[kept] for name, column in labels.items()},
         failures=tuple(Failure(index=i, id=str(ids[i]), reason=why) for i, why in sorted(reasons.items())),
+    )
+
+
+def unit_problem(wavelength_angstrom: np.ndarray) -> str | None:
+    """Why increasing wavelengths can hardly be in Å, or None: half of the pixels lie outside of OBSERVED."""
+    low, high = OBSERVED
+    if low <= np.median(wavelength_angstrom) <= high:
+        return None
+    first, last = wavelength_angstrom[[0, -1]]
+    return (
+        f"its wavelengths run from {first:g} to {last:g} Å, but spectra of galaxies lie between {low:g} and {high:g} Å;"
+        f" name the file's unit with wavelength_unit, one of {', '.join(ANGSTROM)}"
     )
 
 

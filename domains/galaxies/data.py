@@ -9,7 +9,13 @@ import numpy as np
 
 from consilience.core.errors import ConsilienceError
 from consilience.core.records import Collection, Failure, fingerprint
-from consilience.domains.galaxies.columns import ReadSpectra, labels_of_columns, roles, spectra_of_columns
+from consilience.domains.galaxies.columns import (
+    ANGSTROM,
+    ReadSpectra,
+    labels_of_columns,
+    roles,
+    spectra_of_columns,
+)
 from consilience.domains.galaxies.fits_files import read_fits
 from consilience.domains.galaxies.tables import parquet_pieces, read_columns
 from consilience.domains.pieces import Piece, end_to_end, pieces_of, regroup
@@ -19,29 +25,36 @@ FITS_ENDINGS = (".fits", ".fit", ".fits.gz", ".fit.gz")
 TABLE_ENDINGS = (".npz", ".h5", ".hdf5", ".parquet")
 
 
-def read_spectra(path: Path, *, format: str | None = None, error: float | None = None) -> Collection:
+def read_spectra(
+    path: Path,
+    *,
+    format: str | None = None,
+    error: float | None = None,
+    wavelength_unit: str | None = None,
+) -> Collection:
     """Spectra of a file (FITS, npz, HDF5, parquet), of all such files in a folder, or of a pattern like `a/*.fits`.
 
     Args:
         path: file, folder or pattern.
         format: name of a specutils loader for FITS files; None finds one.
         error: error of every pixel in the flux's unit, for files that give none.
+        wavelength_unit: angstrom, nm, um or m; None = what a FITS file says, else Å, and files whose wavelengths can
+            hardly be in Å are refused (see `columns.unit_problem`).
 
     Raises:
         ConsilienceError: no such file, a file that cannot be read alone, or no usable spectrum in it. Among several
             files, one that cannot be read goes to `failures` and the others are kept.
     """
-    if error is not None and not error > 0:
-        raise ConsilienceError(f"error must be positive, not {error}")
+    _check_options(error, wavelength_unit)
     files = _files(path)
     if len(files) == 1:
-        return _collection(_read_file(files[0], format, error), [files[0]], str(path))
+        return _collection(_read_file(files[0], format, error, wavelength_unit), [files[0]], str(path))
     parts: list[ReadSpectra] = []
     failures: list[Failure] = []
     row = 0
     for file in files:
         try:
-            part = _read_file(file, format, error)
+            part = _read_file(file, format, error, wavelength_unit)
         except ConsilienceError as problem:
             failures.append(Failure(index=row, id=file.name, reason=str(problem)))
             row += 1
@@ -53,24 +66,29 @@ def read_spectra(path: Path, *, format: str | None = None, error: float | None =
 
 
 def stream_spectra(
-    path: Path, size: int, *, format: str | None = None, error: float | None = None
+    path: Path,
+    size: int,
+    *,
+    format: str | None = None,
+    error: float | None = None,
+    wavelength_unit: str | None = None,
 ) -> Iterator[Piece]:
     """Spectra in pieces of `size`; arguments and errors as in `read_spectra`.
 
     A .parquet file with a spectrum a row is read piece by piece, its labels once before; all else as a whole.
     """
     if path.suffix.lower() != ".parquet" or not path.is_file() or not _spectrum_a_row(path):
-        yield from pieces_of(read_spectra(path, format=format, error=error), size)
+        whole = read_spectra(path, format=format, error=error, wavelength_unit=wavelength_unit)
+        yield from pieces_of(whole, size)
         return
-    if error is not None and not error > 0:
-        raise ConsilienceError(f"error must be positive, not {error}")
+    _check_options(error, wavelength_unit)
     kept = _telling_labels(path)
 
     def pieces() -> Iterator[Piece]:
         before = 0
         for columns in parquet_pieces(path, size):
             n = len(next(iter(columns.values())))
-            found = spectra_of_columns(columns, str(path), error=error, before=before)
+            found = spectra_of_columns(columns, str(path), error=error, unit=wavelength_unit, before=before)
             failures = tuple(replace(failure, index=before + failure.index) for failure in found.failures)
             unread = [failure.index for failure in failures]
             collection = Collection(
@@ -129,14 +147,23 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _read_file(path: Path, format: str | None, error: float | None) -> ReadSpectra:
+def _check_options(error: float | None, wavelength_unit: str | None) -> None:
+    if error is not None and not error > 0:
+        raise ConsilienceError(f"error must be positive, not {error}")
+    if wavelength_unit is not None and wavelength_unit not in ANGSTROM:
+        raise ConsilienceError(
+            f"wavelength_unit must be one of {', '.join(ANGSTROM)}, not {wavelength_unit!r}"
+        )
+
+
+def _read_file(path: Path, format: str | None, error: float | None, unit: str | None) -> ReadSpectra:
     name = path.name.lower()
     if path.stat().st_size == 0:
         raise ConsilienceError(f"{path}: the file is empty")
     if name.endswith(FITS_ENDINGS):
-        return read_fits(path, format=format, error=error)
+        return read_fits(path, format=format, error=error, unit=unit)
     if name.endswith(TABLE_ENDINGS):
-        return spectra_of_columns(read_columns(path), str(path), error=error)
+        return spectra_of_columns(read_columns(path), str(path), error=error, unit=unit)
     known = ", ".join(FITS_ENDINGS + TABLE_ENDINGS)
     raise ConsilienceError(f"{path}: unknown kind of file for spectra; use {known}")
 

@@ -43,7 +43,7 @@ class Galaxies(Domain):
         return model_spectra(n)
 
     def read(self, path: Path, **options: Any) -> Collection:
-        """A file, a folder or a pattern of files; options `format` and `error`, see `data.read_spectra`."""
+        """A file, a folder or a pattern of files; for the options see `data.read_spectra`."""
         return read_spectra(Path(path), **_known(options))
 
     def stream(self, path: Path, size: int, **options: Any) -> Iterator[Piece]:
@@ -77,9 +77,12 @@ class Galaxies(Domain):
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:
     """The options, when all are known."""
-    unknown = sorted(set(options) - {"format", "error"})
+    known = ("format", "error", "wavelength_unit")
+    unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ConsilienceError(f"unknown option `{unknown[0]}` for reading galaxies; known: format, error")
+        raise ConsilienceError(
+            f"unknown option `{unknown[0]}` for reading galaxies; known: {', '.join(known)}"
+        )
     return options
 
 

@@ -3,8 +3,10 @@
 What no loader recognises is tried as a table with columns named as in `columns.NAMES`.
 """
 
+import gzip
 import warnings
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from consilience.domains.galaxies.columns import (
     keep_usable,
     label_column,
     roles,
+    scaled,
     spectra_of_columns,
 )
 from consilience.tokenizers.spectra_records import Spectrum
@@ -30,13 +33,16 @@ LOADER_ERRORS = (ValueError, KeyError, IndexError, TypeError, AttributeError, OS
 """What specutils' loaders raise on a file that is not theirs, beside the registry's own error."""
 
 
-def read_fits(path: Path, *, format: str | None = None, error: float | None = None) -> ReadSpectra:
+def read_fits(
+    path: Path, *, format: str | None = None, error: float | None = None, unit: str | None = None
+) -> ReadSpectra:
     """Spectra of one FITS file.
 
     Args:
         path: the file.
         format: name of a specutils loader ("SDSS-III/IV spec", "DESI coadd"); None finds one.
         error: error of every pixel in the flux's unit, where the file gives none.
+        unit: of the wavelengths, one of `columns.ANGSTROM`; None = what the file says, Å where it says nothing.
 
     Raises:
         ConsilienceError: the file is not FITS, or holds no spectrum that is understood.
@@ -46,31 +52,72 @@ def read_fits(path: Path, *, format: str | None = None, error: float | None = No
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # surveys' headers break the standard in harmless ways
         try:
+            _check_gzip(path)
             with fits.open(path, memmap=False) as hdus:
-                cut_short = [hdu.name for hdu in hdus if hdu.size and hdu.data is None]
-                if cut_short:
-                    raise ConsilienceError(
-                        f"{path}: extension {cut_short[0]} has no data; the file is cut short"
-                    )
-                return _read(path, hdus, format, error)
-        except (OSError, TypeError, EOFError, zipfile.BadZipFile) as problem:
-            reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-            raise ConsilienceError(f"{path}: not a FITS file, or cut short ({reason})") from problem
+                _check_whole(path, hdus)
+                return _read(path, hdus, format, error, unit)
+        except ConsilienceError:
+            raise
+        except (OSError, TypeError, ValueError, IndexError, EOFError, zipfile.BadZipFile) as problem:
+            raise ConsilienceError(f"{path}: not a FITS file, or cut short ({_told(problem)})") from problem
 
 
-def _read(path: Path, hdus: Any, format: str | None, error: float | None) -> ReadSpectra:
+def _check_gzip(path: Path) -> None:
+    """Raise where a .gz file ends too early: astropy says nothing and drops the extensions that are lost."""
+    if path.suffix.lower() != ".gz":
+        return
+    try:
+        with gzip.open(path, "rb") as file:
+            while file.read(2**20):
+                pass
+    except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
+        raise ConsilienceError(
+            f"{path}: not a gzip file, or cut short or damaged ({_told(problem)}); fetch it again"
+        ) from problem
+
+
+def _check_whole(path: Path, hdus: Any) -> None:
+    """Raise for the first extension whose header or data are not all there."""
+    end = 0
+    for place, hdu in enumerate(hdus):
+        try:
+            reason = "no data" if hdu.size and hdu.data is None else ""
+        except (OSError, TypeError, ValueError) as problem:  # fewer bytes than the header says
+            reason = _told(problem)
+        if reason:
+            raise _cut_short(path, hdu.name or str(place), reason)
+        end = hdu.fileinfo()["datLoc"] + hdu.fileinfo()["datSpan"]
+    if path.suffix.lower() != ".gz":
+        with path.open("rb") as file:
+            file.seek(end)
+            if file.read(8) == b"XTENSION":  # astropy passes over a header without an end
+                raise _cut_short(path, str(len(hdus)), "its header has no end")
+
+
+def _cut_short(path: Path, extension: str, reason: str) -> ConsilienceError:
+    return ConsilienceError(
+        f"{path}: extension {extension} cannot be read ({reason}): the file is cut short or damaged; fetch it again"
+    )
+
+
+def _told(problem: Exception) -> str:
+    """The first line of a message."""
+    return str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+
+
+def _read(path: Path, hdus: Any, format: str | None, error: float | None, unit: str | None) -> ReadSpectra:
     chosen = format or _known_layout(hdus)
-    table = None if chosen else _column_table(hdus)
+    table = None if chosen else _column_table(hdus, told=unit is None)
     if table is not None:
-        return spectra_of_columns(table, str(path), error=error)
+        return spectra_of_columns(table, str(path), error=error, unit=unit)
     loaded = _load(path, chosen)
-    arms = [_rows(spectrum, path, error) for spectrum in loaded]
+    arms = [_rows(spectrum, path, error, unit) for spectrum in loaded]
     if len(arms) > 1 and all(spectrum.meta.get("band") for spectrum in loaded):
         spectra = join_arms(arms)
     else:
         spectra = [row for rows in arms for row in rows]
     ids = _ids(path, hdus, len(spectra))
-    return keep_usable(spectra, ids, _labels(hdus, len(spectra)))
+    return keep_usable(spectra, ids, _labels(hdus, len(spectra)), believed=unit is not None)
 
 
 def _known_layout(hdus: Any) -> str | None:
@@ -89,13 +136,30 @@ def _names(hdu: Any) -> list[str]:
     return list(getattr(getattr(hdu, "columns", None), "names", None) or [])
 
 
-def _column_table(hdus: Any) -> dict[str, Any] | None:
-    """Columns of the first table extension that has a flux and a wavelength, or None."""
+def _column_table(hdus: Any, *, told: bool) -> dict[str, Any] | None:
+    """Columns of the first table extension that has a flux and a wavelength, or None.
+
+    Args:
+        hdus: of the file.
+        told: bring wavelengths into Å from the unit that the table names.
+    """
     for hdu in hdus:
         found = roles(dict.fromkeys(_names(hdu)))
         if "flux" in found and {"wavelength", "log_wavelength"} & set(found):
-            return {name: hdu.data[name] for name in _names(hdu)}
+            table = {name: hdu.data[name] for name in _names(hdu)}
+            if told and "wavelength" in found:
+                name = found["wavelength"]
+                table[name] = scaled(table[name], _angstrom(hdu.columns[name].unit))
+            return table
     return None
+
+
+def _angstrom(unit: str | None) -> float:
+    """A unit of length in Å; 1 where a table names none, or one that astropy does not know."""
+    from astropy import units
+
+    parsed = units.Unit(unit or "", parse_strict="silent")
+    return float(parsed.to(units.AA)) if parsed.is_equivalent(units.AA) else 1.0
 
 
 def _load(path: Path, format: str | None) -> list[Any]:
@@ -120,11 +184,11 @@ def _load(path: Path, format: str | None) -> list[Any]:
     )
 
 
-def _rows(spectrum: Any, path: Path, error: float | None) -> list[Spectrum]:
+def _rows(spectrum: Any, path: Path, error: float | None, unit: str | None) -> list[Spectrum]:
     """One Spectrum a row of a specutils spectrum, wavelengths in Å."""
     from astropy import units
 
-    axis = spectrum.spectral_axis
+    axis = spectrum.spectral_axis if unit is None else units.Quantity(spectrum.spectral_axis.value, unit)
     wavelength = np.asarray(axis.to_value(units.AA, equivalencies=units.spectral()), dtype=np.float64)
     flux = np.asarray(spectrum.flux.value)
     if flux.ndim > 2:

@@ -19,7 +19,7 @@ from rdkit import Chem, RDConfig
 from consilience.core.errors import ConsilienceError
 from consilience.core.records import Collection, Failure, fingerprint
 from consilience.domains.molecules.properties import CHEAP, PROPERTIES
-from consilience.domains.molecules.readers import Facts, Table, read_table, read_tables
+from consilience.domains.molecules.readers import Facts, Table, named, read_table, read_tables
 from consilience.domains.molecules.scaffolds import scaffold_group
 from consilience.domains.pieces import Piece, regroup
 from consilience.tokenizers.molecule_notation import parse
@@ -67,8 +67,8 @@ def read(
     Args:
         path: the file.
         column: the SMILES column of a table; default: the first of the usual names.
-        id_column: the column (or SD property) of the ids; default: the usual names, else the place in
-            the file.
+        id_column: the column (or SD property) of the ids; default: the usual names. An entry without a name has the
+            place in the file as its id, and one of a name that stands twice both: `aspirin#12`.
         properties: add labels that RDKit computes: all of them (True), none (False), or logP and TPSA
             where the file has no numeric column of its own (None).
         scaffolds: group by Bemis-Murcko scaffold; without, every molecule is its own group.
@@ -83,6 +83,7 @@ def read(
     if processes < 1:
         raise ConsilienceError(f"{path}: processes must be at least 1, not {processes}")
     table = read_table(Path(path), column=column, id_column=id_column)
+    table = Facts.of([table]).told(table)
     wanted = _wanted(properties, bool(table.columns))
     return _collect(
         table, source=str(path), real=False, properties=wanted, scaffolds=scaffolds, processes=processes
@@ -201,7 +202,7 @@ def _collect(
 
     Of a piece of a file (`partly`) none may be readable, and `before` entries stand before it.
     """
-    ids = _ids(table)
+    ids = table.names or named(None, table.places)
     kept: list[int] = []
     groups: list[str] = []
     failures: list[Failure] = []
@@ -235,11 +236,3 @@ def _collect(
         groups=np.array(groups) if scaffolds else None,
         failures=tuple(failures),
     )
-
-
-def _ids(table: Table) -> list[str]:
-    """The names of the file where every molecule has one of its own, else the place in the file."""
-    names = table.names
-    if names is not None and all(names) and len(set(names)) == len(names):
-        return names
-    return [place.replace(" ", "-") for place in table.places]

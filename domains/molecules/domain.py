@@ -29,11 +29,11 @@ class MoleculesDomain(Domain):
     name: ClassVar[str] = "molecules"
     tokenizer: ClassVar[type[Tokenizer[Any]]] = MoleculeTokenizer
     suffixes: ClassVar[tuple[str, ...]] = readers.SUFFIXES
-    # 96 tokens hold 99.5% of the bundled molecules; the longest has 240 characters.
     text_records: ClassVar[bool] = True
     classical: ClassVar[int] = 2
     keeps_columns: ClassVar[tuple[str, ...]] = (".csv", ".parquet")
     computed: ClassVar[tuple[str, ...]] = tuple(conditions.COMPUTED)
+    # 96 tokens hold 99.5% of the bundled molecules; the longest has 240 characters.
     quick: ClassVar[QuickPreset] = QuickPreset(
         objectives=("next-token", "masked", "masked-diffusion", "address-only"),
         tokenizer={"max_length": 96},

@@ -14,7 +14,7 @@ from rdkit import Chem
 from consilience.core.errors import ConsilienceError
 from consilience.core.records import Collection, Failure, fingerprint
 from consilience.domains.labelled import LabelledTable
-from consilience.domains.molecules.readers import read_columns
+from consilience.domains.molecules.readers import named, read_columns
 from consilience.domains.molecules.scaffolds import scaffold_group
 from consilience.domains.penalties import Kind
 from consilience.tokenizers.molecule_notation import parse
@@ -67,13 +67,8 @@ def read_labels(
     encoded = {name: _encode(path, name, text, found) for name, text in columns.items()}
     labels = np.column_stack([values for values, _ in encoded.values()])
     smiles = _text(frame[column])
-    ids = [f"row-{row}" for row in range(1, len(frame) + 1)]
-    if (
-        identity is not None
-        and (named := _text(frame[identity])).nunique() == len(frame)
-        and (named != "").all()
-    ):
-        ids = named.tolist()
+    places = [f"row {row}" for row in range(1, len(frame) + 1)]
+    ids = named(None if identity is None else _text(frame[identity]).tolist(), places)
     collection = _collect(path, column, smiles.tolist(), ids, labels, targets)
     return LabelledTable(
         collection=collection,
@@ -109,8 +104,14 @@ def _values(text: pd.Series) -> list[str]:
     known = text[text != ""].unique().tolist()
     numbers = pd.to_numeric(pd.Series(known, dtype=object), errors="coerce")
     if not numbers.isna().any():
-        return [f"{value:g}" for value in sorted(set(numbers.tolist()))]
+        return [_written(value) for value in sorted(set(numbers.tolist()))]
     return sorted(known)
+
+
+def _written(value: float) -> str:
+    """A number in as few digits as tell it from all others: 1, not 1.0."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def _kind(path: Path, name: str, text: pd.Series, asked: Kind | None) -> Kind:
@@ -143,7 +144,7 @@ def _encode(path: Path, name: str, text: pd.Series, kind: Kind) -> tuple[np.ndar
         return numbers, None
     negative, positive = _values(text)
     if not np.isnan(numbers[(text != "").to_numpy()]).any():
-        written = np.array(["" if np.isnan(value) else f"{value:g}" for value in numbers])
+        written = np.array(["" if np.isnan(value) else _written(value) for value in numbers])
     else:
         written = text.to_numpy(str)
     codes = np.where(written == positive, 1.0, np.where(written == negative, 0.0, np.nan))
@@ -203,9 +204,6 @@ def _merged(
     """The (T,) labels of a molecule that stands in these rows, NaN where the rows disagree; and what to report."""
     found, notes = labels[places[0]].copy(), []
     rows = ", ".join(str(place + 1) for place in places)
-    for place in places[1:]:
-        reason = f"row {place + 1} {REPEATED} row {places[0] + 1}"
-        notes.append(Failure(index=place, id=ids[place], reason=reason))
     for number, name in enumerate(targets):
         own = labels[places, number]
         own = own[~np.isnan(own)]
@@ -217,4 +215,7 @@ def _merged(
             reason = f"rows {rows} {CONFLICT} {name!r} ({told}): all are left out"
             notes.append(Failure(index=places[0], id=ids[places[0]], reason=reason))
             found[number] = np.nan
+    for place in places[1:]:
+        reason = f"row {place + 1} {REPEATED} row {places[0] + 1}"
+        notes.append(Failure(index=place, id=ids[place], reason=reason))
     return found, notes

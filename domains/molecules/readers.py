@@ -19,6 +19,7 @@ from rdkit import Chem, rdBase
 
 from consilience.core.errors import ConsilienceError
 from consilience.domains.molecules.separated import check_cells, check_there, header_of, separator_of
+from consilience.domains.sdf import properties_of, title_of
 
 SUFFIXES = (".smi", ".txt", ".csv", ".tsv", ".sdf", ".parquet")
 
@@ -108,11 +109,13 @@ class Facts:
 
     Args:
         columns: the columns that are numeric throughout, in the order of the file.
-        named: whether every entry has a name of its own.
+        named: whether any entry has a name.
+        repeated: (k,) uint64, sorted hashes of the names that stand at several entries.
     """
 
     columns: tuple[str, ...]
     named: bool
+    repeated: np.ndarray
 
     @classmethod
     def of(cls, tables: Iterable[Table]) -> "Facts":
@@ -121,24 +124,53 @@ class Facts:
         numeric: set[str] = set()
         text: set[str] = set()
         hashes: list[np.ndarray] = []
-        named = True
         for table in tables:
             order |= dict.fromkeys(table.order or table.columns)
             numeric |= set(table.columns)
             text |= table.text
-            named = named and table.names is not None and all(table.names)
-            if named and table.names is not None:
-                hashes.append(pd.util.hash_array(np.array(table.names, dtype=object), categorize=False))
-        if named:
-            every = np.sort(np.concatenate([np.zeros(0, np.uint64), *hashes]))
-            named = not bool((every[1:] == every[:-1]).any())
-        return cls(columns=tuple(name for name in order if name in numeric - text), named=named)
+            hashes.append(_hashed([name for name in table.names or () if name]))
+        every = np.sort(np.concatenate([np.zeros(0, np.uint64), *hashes]))
+        columns = tuple(name for name in order if name in numeric - text)
+        return cls(
+            columns=columns, named=bool(len(every)), repeated=np.unique(every[1:][every[1:] == every[:-1]])
+        )
 
     def told(self, table: Table) -> Table:
         """A piece with the columns and names that the whole file has."""
         empty = np.full(len(table.smiles), np.nan)
         columns = {name: table.columns.get(name, empty) for name in self.columns}
-        return replace(table, columns=columns, names=table.names if self.named else None)
+        names = named(table.names, table.places, self.repeated) if self.named else None
+        return replace(table, columns=columns, names=names)
+
+
+def named(
+    names: Sequence[str] | None, places: Sequence[str], repeated: np.ndarray | None = None
+) -> list[str]:
+    """Different ids: the names of the file, its place where an entry has none, both where a name stands twice.
+
+    Args:
+        names: n names, "" where there is none; None = none at all.
+        places: n places, all different ("row 3").
+        repeated: (k,) hashes of the names that stand several times, of `Facts`; None = counted among these.
+    """
+    plain = [place.replace(" ", "-") for place in places]
+    if names is None:
+        return plain
+    hashes = _hashed(names)
+    if repeated is None:
+        values, counts = np.unique(hashes, return_counts=True)
+        repeated = values[counts > 1]
+    twice = np.isin(hashes, repeated)
+    numbers = [place.rsplit(" ", 1)[-1] for place in places]
+    told = [
+        f"{name}#{number}" if again else name for name, number, again in zip(names, numbers, twice.tolist())
+    ]
+    return [one if name else place for one, name, place in zip(told, names, plain)]
+
+
+def _hashed(names: Sequence[str]) -> np.ndarray:
+    """(n,) uint64."""
+    return np.asarray(pd.util.hash_array(np.array(names, dtype=object), categorize=False), dtype=np.uint64)
 
 
 @contextmanager
@@ -162,7 +194,7 @@ def _named(path: Path) -> Iterator[None]:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """(number from 1, line) of what is neither blank nor a comment."""
     opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
+    with opener(path, "rt", encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if line.strip() and not line.startswith("#"):
                 yield number, line.rstrip("\r\n")
@@ -341,10 +373,10 @@ def _structures(mols: Sequence[Chem.Mol | None], id_column: str | None, before: 
     for entry, mol in enumerate(mols):
         if mol is None:
             reasons[entry] = "RDKit cannot read this structure; correct it or leave it out"
-        held = mol.GetPropsAsDict() if mol is not None else {}
-        title = mol.GetProp("_Name") if mol is not None and mol.HasProp("_Name") else ""
+        held = {} if mol is None else properties_of(mol)
+        held = {name: value for name, value in held.items() if not name.startswith("_")}
         smiles.append("" if mol is None else str(Chem.MolToSmiles(mol)))
-        names.append(str(held.pop(id_column, "")) if id_column else title.strip())
+        names.append(str(held.pop(id_column, "")) if id_column else "" if mol is None else title_of(mol))
         properties.append(held)
     columns, text = {}, set()
     for name in dict.fromkeys(key for held in properties for key in held):

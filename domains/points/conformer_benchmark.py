@@ -3,13 +3,12 @@
     python -m consilience.domains.points.conformer_benchmark --data_file qm9.npz --out runs/conformers
 
 Molecules are those of the usual split (`qm9_split`) whose geometry tells the bonds of their SMILES. The reference of a
-molecule is its one DFT geometry. Nobody is told chirality: the model cannot be, and RDKit is not.
+molecule is its one DFT geometry. Nobody is told stereochemistry here; `benchmarks/conformers.py` has both.
 """
 
-import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,25 @@ import numpy as np
 from rdkit import Chem
 
 from consilience.core.errors import ConsilienceError
-from consilience.core.files import replace_text, try_writing
+from consilience.core.files import try_writing
 from consilience.core.model import FoundationModel
 from consilience.core.objectives import Denoising
-from consilience.core.records import Collection
+from consilience.core.records import Collection, fingerprint
 from consilience.core.training import LAST
 from consilience.core.training_config import TrainingConfig
 from consilience.core.transformer import CoreConfig
 from consilience.domains.points import data
 from consilience.domains.points.bonds import agreed_mol, bonds_of_mol
+from consilience.domains.points.classical import etkdg, relaxed
 from consilience.domains.points.conformer_metrics import bonds_within, coverage, perceived
 from consilience.domains.points.domain import DOMAIN
-from consilience.domains.points.generate_conformers import TOKENIZER, etkdg, generate
+from consilience.domains.points.generate_conformers import TOKENIZER, generate
 from consilience.domains.points.qm9_split import TRAIN, VALIDATION, draw
+from consilience.domains.points.stereo import with_stereo
 from consilience.domains.preparation import prepare
 from consilience.domains.pretraining import finished, pretrain
 from consilience.domains.script import function_script, tell_row, write_rows
+from consilience.domains.settings import same_or_new
 from consilience.domains.splits import Split
 from consilience.tokenizers.point_records import PointTable
 
@@ -54,38 +56,72 @@ def bonded(collection: Collection, rows: np.ndarray) -> tuple[Collection, list[C
     return replace(collection.take(kept), records=PointTable.of(clouds)), mols
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What conformers of n molecules are worth, one value a molecule; NaN where it has none, but for `covered`.
+
+    Args:
+        covered: (n,) share of references with a conformer within 0.5 Å, heavy atoms; 0 where there is none.
+        matching: (n,) distance of the nearest conformer, Å, heavy atoms.
+        bond_lengths: (n,) share of bond lengths within 0.1 Å of the reference.
+        all_bonds: (n,) share of conformers all of whose bonds are.
+        graph: (n,) share of conformers whose distances give the molecular graph back.
+    """
+
+    covered: np.ndarray
+    matching: np.ndarray
+    bond_lengths: np.ndarray
+    all_bonds: np.ndarray
+    graph: np.ndarray
+
+    @property
+    def means(self) -> dict[str, float]:
+        """COV, MAT and the other columns of the table, over molecules with a conformer; COV is over all."""
+        return {
+            "molecules": len(self.covered),
+            "without": int(np.isnan(self.matching).sum()),
+            "cov": float(self.covered.mean()),
+            "mat": float(np.nanmean(self.matching)),
+            "mat_median": float(np.nanmedian(self.matching)),
+            "bond_lengths": float(np.nanmean(self.bond_lengths)),
+            "all_bonds": float(np.nanmean(self.all_bonds)),
+            "graph": float(np.nanmean(self.graph)),
+        }
+
+
 def scores(
     mols: Sequence[Chem.Mol], references: Sequence[np.ndarray], made: Sequence[Sequence[np.ndarray]]
-) -> dict[str, float]:
-    """Means over molecules; one without any conformer covers nothing and plays no part in the rest.
+) -> Scores:
+    """What conformers are worth against one reference geometry of each molecule.
 
     Args:
         mols: n molecules.
         references: their geometries, (atoms, 3).
         made: conformers of each.
-
-    Returns:
-        molecules; without (any conformer); COV (share with a conformer within 0.5 Å) and MAT (Å, nearest conformer),
-        heavy atoms; MAT of the median molecule; bond lengths within 0.1 Å of the reference; the share of conformers
-        all of whose bonds are; and the share whose distances give the graph back.
     """
-    some = [i for i, places in enumerate(made) if len(places)]
-    if not some:
+    if not any(len(places) for places in made):
         raise ConsilienceError("there is not one conformer to score")
-    found = [coverage(mols[i], made[i], [references[i]]) for i in some]
-    close = [[bonds_within(mols[i], [places], [references[i]]) for places in made[i]] for i in some]
-    graphs = [np.mean([perceived(mols[i], places) for places in made[i]]) for i in some]
-    matching = np.array([one.matching for one in found])
-    return {
-        "molecules": len(mols),
-        "without": len(mols) - len(some),
-        "cov": float(sum(one.coverage for one in found) / len(mols)),
-        "mat": float(matching.mean()),
-        "mat_median": float(np.median(matching)),
-        "bond_lengths": float(np.mean([np.mean(one) for one in close])),
-        "all_bonds": float(np.mean([np.mean([share == 1 for share in one]) for one in close])),
-        "graph": float(np.mean(graphs)),
-    }
+    rows = []
+    for mol, reference, places in zip(mols, references, made):
+        if not len(places):
+            rows.append([0.0] + 4 * [np.nan])
+            continue
+        near = coverage(mol, places, [reference])
+        close = [bonds_within(mol, [one], [reference]) for one in places]
+        graphs = [perceived(mol, one) for one in places]
+        rows.append(
+            [
+                near.coverage,
+                near.matching,
+                sum(close) / len(close),
+                sum(share == 1 for share in close) / len(close),
+                sum(graphs) / len(graphs),
+            ]
+        )
+    covered, matching, bond_lengths, all_bonds, graph = np.array(rows, dtype=np.float64).T
+    return Scores(
+        covered=covered, matching=matching, bond_lengths=bond_lengths, all_bonds=all_bonds, graph=graph
+    )
 
 
 def train(
@@ -168,7 +204,11 @@ def run(
         labels={},
         groups=None,
         beside={},
+        fingerprint=fingerprint([part.fingerprint for part, _ in held]),
     )
+    settings = {"core": asdict(core), "training": asdict(training), "align": align, "molecules": molecules,
+                "validation": validation, "split_seed": split_seed, "data": collection.fingerprint}  # fmt: skip
+    same_or_new(folder / "settings.json", settings)
     split = Split(*np.split(np.arange(ends[-1]), ends[:-1]))
     model = train(
         together, split, align=align, core=core, training=training, folder=folder / "model", progress=progress
@@ -176,15 +216,11 @@ def run(
     tested, mols = held[2]
     references = [cloud.positions for cloud in tested.records]
     rows = compare(model, mols, references, n=n, steps=steps, seed=training.seed)
-    settings = {"core": asdict(core), "training": asdict(training), "trained_on": int(ends[0]), "align": align, "n": n,
-                "steps": steps, "parameters": sum(p.numel() for p in model.parameters()),
-                "data": collection.fingerprint}  # fmt: skip
-    replace_text(folder / "settings.json", json.dumps(settings, indent=1))
     write_rows(folder / "results.csv", rows)
     return rows
 
 
-def compare(
+def measured(
     model: FoundationModel,
     mols: Sequence[Chem.Mol],
     references: Sequence[np.ndarray],
@@ -192,8 +228,9 @@ def compare(
     n: int,
     steps: int | None = None,
     seed: int = 0,
-) -> list[dict[str, Any]]:
-    """Rows of the table: the model, ETKDG, and ETKDG relaxed with MMFF94.
+    stereo: bool = False,
+) -> Iterator[tuple[str, float, Scores]]:
+    """(name, CPU seconds of a conformer, scores) of the model and of ETKDG, each as drawn and relaxed with MMFF94.
 
     Args:
         model: of `train`.
@@ -202,20 +239,33 @@ def compare(
         n: conformers of each.
         steps: of the transport.
         seed: of noise and embedding.
+        stereo: tell everybody the stereochemistry of the reference, and keep to it.
     """
-    ways: Mapping[str, Any] = {
-        "denoising": lambda: generate(model, mols, n, seed=seed, steps=steps),
-        "ETKDG": lambda: [etkdg(mol, n, seed=seed, force_field=False) for mol in mols],
-        "ETKDG + MMFF94": lambda: [etkdg(mol, n, seed=seed) for mol in mols],
+    if stereo:
+        mols = [with_stereo(mol, places) for mol, places in zip(mols, references)]
+    ways: Mapping[str, Callable[[], list[list[np.ndarray]]]] = {
+        "denoising": lambda: generate(model, mols, n, seed=seed, steps=steps, stereo=stereo),
+        "ETKDG": lambda: [etkdg(mol, n, seed=seed, force_field=False, stereo=stereo) for mol in mols],
     }
-    rows = []
     for name, way in ways.items():
         begun = time.process_time()
-        made = way()
-        seconds = time.process_time() - begun
-        told = {key: round(value, 4) for key, value in scores(mols, references, made).items()}
-        each = round(seconds / (n * len(mols)), 4)
-        rows.append({"method": name, "conformers": n, **told, "cpu_s_each": each})
+        drawn = way()
+        between = time.process_time()
+        yield name, (between - begun) / (n * len(mols)), scores(mols, references, drawn)
+        again = time.process_time()
+        made = [relaxed(mol, places) for mol, places in zip(mols, drawn)]
+        seconds = time.process_time() - again + between - begun
+        yield f"{name} + MMFF94", seconds / (n * len(mols)), scores(mols, references, made)
+
+
+def compare(
+    model: FoundationModel, mols: Sequence[Chem.Mol], references: Sequence[np.ndarray], *, n: int, **how: Any
+) -> list[dict[str, Any]]:
+    """Rows of the table; the arguments are those of `measured`."""
+    rows = []
+    for name, seconds, found in measured(model, mols, references, n=n, **how):
+        told = {key: round(value, 4) for key, value in found.means.items()}
+        rows.append({"method": name, "conformers": n, **told, "cpu_s_each": round(seconds, 4)})
         tell_row(rows[-1])
     return rows
 

@@ -18,6 +18,7 @@ import rdkit
 from rdkit import Chem, RDConfig, rdBase
 from rdkit.Chem import rdDistGeom
 
+from consilience.core.files import cache_folder
 from consilience.core.records import fingerprint
 from consilience.tokenizers.point_records import PointCloud, PointTable
 
@@ -139,14 +140,6 @@ def _molecules(source: Path) -> Iterator[tuple[str, Chem.Mol]]:
             mol = Chem.MolFromSmiles(smiles)
             if mol is not None:
                 yield f"NCI-{name.strip()}", mol
-
-
-def cache_folder() -> Path:
-    """Where computed conformers are kept: $CONSILIENCE_CACHE, else the user's cache folder."""
-    named = os.environ.get("CONSILIENCE_CACHE")
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "consilience"
 
 
 def _save(conformers: Conformers, file: Path) -> None:

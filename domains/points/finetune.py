@@ -10,6 +10,7 @@ take it over.
 
 import csv
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import product
@@ -30,6 +31,10 @@ from consilience.domains.points.properties import Method, fine_tune, pretrain_on
 from consilience.domains.points.qm9_split import TRAIN, VALIDATION, draw, draw_hash, split_of, write_indices
 from consilience.domains.points.references import References
 from consilience.domains.script import function_script, tell_row, write_rows
+from consilience.domains.settings import same_or_new
+from consilience.domains.splits import Split, split_hash
+
+logger = logging.getLogger(__name__)
 
 
 def compare(
@@ -71,7 +76,8 @@ def compare(
     order = draw(len(collection), seed=split_seed, train=train, validation=validation)
     starts: list[tuple[str, Path | None, Method]] = [("scratch", None, "full")]
     starts += [] if init is None else [(f"pre-trained, {method}", init, method) for method in methods]
-    rows = _written(out)
+    told = f"{split_seed}:{draw_hash(order)}"
+    rows = _written(out, told)
     known = {(row["property"], row["labels"], row["start"], row["seed"]): row for row in rows}
     for name, count in product(properties, labels):
         split = split_of(order, train=train, validation=validation, labels=count, choose_on=choose_on)
@@ -90,25 +96,28 @@ def compare(
                 "unit": found.unit, "median": round(found.trivial, 3),
                 "learning_rate": found.learning_rate, "best_step": found.supervised.best_step,
                 "steps": found.supervised.steps, "test": len(split.test), "seed": seed,
-                "split": f"{split_seed}:{draw_hash(order)}",
+                "split": told,
             })  # fmt: skip
             known[name, str(count), row, str(seed)] = rows[-1]
             _write(rows, found.references, out)
             yield rows[-1]
 
 
-def _written(out: Path) -> list[dict[str, Any]]:
-    """Rows of an earlier, interrupted comparison, as text."""
+def _written(out: Path, split: str) -> list[dict[str, Any]]:
+    """Rows of an earlier, interrupted comparison on the same split, as text."""
     path = out / "results.csv"
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    for name in ("property", "labels", "start", "seed", "learning_rate", "mae"):
+    for name in ("property", "labels", "start", "seed", "learning_rate", "mae", "split"):
         if any(not row.get(name) for row in rows):
             raise ConsilienceError(
                 f"{path}: a row without `{name}`; remove the file, its rows are computed again"
             )
+    other = next((row["split"] for row in rows if row["split"] != split), None)
+    if other is not None:
+        raise ConsilienceError(f"{path} holds rows of split {other}, this is {split}: choose another --out")
     return rows
 
 
@@ -174,8 +183,8 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"core": asdict(core), "training": asdict(training), "noise": noise, "init": init,
                 "pretrain_steps": pretrain_steps, "learning_rates": list(learning_rates),
-                "choose_on": choose_on, "data": collection.fingerprint}  # fmt: skip
-    _same_or_new(folder / "settings.json", settings)
+                "choose_on": choose_on, "split_seed": split_seed, "data": collection.fingerprint}  # fmt: skip
+    same_or_new(folder / "settings.json", settings)
     if pretrain_steps:
         split = split_of(order, choose_on=choose_on)
         start = folder / "pretrained"
@@ -183,6 +192,8 @@ def run(
             collection, split, noise=noise, core=core, folder=start, resume=(start / "config.json").is_file(),
             training=replace(training, steps=pretrain_steps, tokens_per_batch=2048, learning_rate=2e-3),
         )  # fmt: skip
+    elif start is not None:
+        _warn_of_another_split(start, [split_of(order, choose_on=count) for count in {choose_on, VALIDATION}])
     found = []
     for row in compare(
         collection, properties=properties, labels=labels, choose_on=choose_on, init=start, methods=methods,
@@ -235,14 +246,14 @@ def _check(
             raise ConsilienceError(f"the core of {init} has width {width}: give --core.width {width}")
 
 
-def _same_or_new(path: Path, settings: Mapping[str, Any]) -> None:
-    """Write the settings; ConsilienceError where others stand there."""
-    told = json.dumps(settings, indent=1)
-    if path.is_file() and path.read_text() != told:
-        raise ConsilienceError(
-            f"{path} holds other settings than these: resume with the same ones, or choose another --out"
+def _warn_of_another_split(init: Path, splits: Sequence[Split]) -> None:
+    """Say so where a model was pre-trained on other molecules than these training parts."""
+    data_of = read_config(init).get("provenance", {}).get("data", {}).get("points", {})
+    if data_of.get("split") not in {split_hash(split) for split in splits}:
+        logger.warning(
+            "%s was not pre-trained on the training part of this split: it may have seen geometries of test molecules",
+            init,
         )
-    replace_text(path, told)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

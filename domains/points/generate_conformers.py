@@ -2,34 +2,37 @@
 
     python -m consilience.domains.points.generate_conformers --model runs/conformers --smiles CCO CCN --out a.sdf
 
-The model is one of `--tokenizer-options '{geometry: invariant, bonds: true, order: given}'`. It sees no chirality, so
-both mirror images come out.
+The model is one of `--tokenizer-options '{geometry: invariant, bonds: true, order: given}'`. It sees no
+stereochemistry, so that what it draws is mirrored, or drawn again, until it is that of the SMILES.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from rdkit import Chem, rdBase
-from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
-from rdkit.Geometry import Point3D
+from rdkit import Chem
 
+from consilience.core.batch import TokenBatch
 from consilience.core.embed import by_tokens
 from consilience.core.errors import ConsilienceError
 from consilience.core.files import replacing, try_writing
 from consilience.core.model import FoundationModel
 from consilience.domains.points.bonds import bonds_of_mol
+from consilience.domains.points.classical import relaxed, with_conformers
+from consilience.domains.points.stereo import as_asked, has_stereo
 from consilience.domains.script import function_script
 from consilience.pretrained import model_folder
+from consilience.tokenizers.molecule_notation import parse
 from consilience.tokenizers.point_records import PointCloud, PointTable
 
 TOKENIZER = {"geometry": "invariant", "bonds": True, "order": "given", "augment": "none"}
 """Options of a tokenizer whose models generate conformers."""
 BUDGET = 4096
 """Tokens of one batch."""
+ROUNDS = 32
+"""How often conformers of another stereochemistry than the molecule's are drawn again."""
 
 
 def cloud_of(mol: Chem.Mol) -> PointCloud:
@@ -41,7 +44,13 @@ def cloud_of(mol: Chem.Mol) -> PointCloud:
 
 
 def generate(
-    model: FoundationModel, mols: Sequence[Chem.Mol], n: int, *, seed: int = 0, steps: int | None = None
+    model: FoundationModel,
+    mols: Sequence[Chem.Mol],
+    n: int,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    stereo: bool = False,
 ) -> list[list[np.ndarray]]:
     """n conformers of every molecule, arrays (atoms, 3) in ångström in the order of its atoms.
 
@@ -51,6 +60,8 @@ def generate(
         n: how many of each.
         seed: of the noise.
         steps: of the transport; default 50.
+        stereo: keep to the stereochemistry of the molecules. The model does not see it: what it draws is mirrored, or
+            drawn again up to `ROUNDS` times, so that there may be fewer than n.
 
     Raises:
         ConsilienceError: a model without bonds, or a molecule that it cannot take.
@@ -70,46 +81,41 @@ def generate(
     if seed < 0:
         raise ConsilienceError(f"seed must not be negative, not {seed}")
     tokens = tokenizer.encode(PointTable.of([cloud_of(mol) for mol in mols]))
-    length = tokens.length.numpy().repeat(n)
-    order = np.argsort(length, kind="stable")
+    strict = np.array([stereo and has_stereo(mol) for mol in mols])
     found: list[list[np.ndarray]] = [[] for _ in mols]
-    # One seed a batch: with one for all, batches of one shape would start from the same noise.
-    batches = by_tokens(length[order], BUDGET)
-    seeds = np.random.SeedSequence(seed).generate_state(len(batches)).tolist()
-    for batch, own in zip(batches, seeds):
-        rows = order[batch] // n
-        part = tokens.take(torch.from_numpy(rows)).trim()
-        with torch.no_grad():
-            filled = model.fill(part, part.real, seed=own, steps=steps)
-        for row, cloud in zip(rows.tolist(), tokenizer.decode(filled)):
-            found[row].append(cloud.positions)
+    missing = np.full(len(mols), n)
+    for round_ in range(ROUNDS):
+        # From round to round other noise; the first is that of the seed alone.
+        entropy = [seed, round_] if round_ else seed
+        for row, places in _drawn(model, tokens, missing, np.random.SeedSequence(entropy), steps):
+            kept = as_asked(mols[row], places) if strict[row] else places
+            if kept is not None:
+                found[row].append(kept)
+        missing = np.array([n - len(own) for own in found])
+        if not missing.any():
+            break
     return found
 
 
-def etkdg(
-    mol: Chem.Mol, n: int, *, seed: int = 0, force_field: bool = True, stereo: bool = False
-) -> list[np.ndarray]:
-    """Up to n conformers by ETKDGv3, the baseline; fewer where embedding fails.
-
-    Args:
-        mol: with explicit hydrogens.
-        n: how many.
-        seed: of the embedding.
-        force_field: relax with MMFF94 where it has parameters.
-        stereo: use the chirality of the molecule; a model that sees none is compared without.
-    """
-    copy = Chem.Mol(mol)
-    copy.RemoveAllConformers()
-    if not stereo:
-        Chem.RemoveStereochemistry(copy)
-    parameters: Any = rdDistGeom.ETKDGv3()
-    parameters.randomSeed = seed + 1  # RDKit reads 0 and below otherwise
-    with rdBase.BlockLogs():
-        Chem.SanitizeMol(copy)
-        rdDistGeom.EmbedMultipleConfs(copy, n, parameters)
-        if force_field and copy.GetNumConformers() and rdForceFieldHelpers.MMFFHasAllMoleculeParams(copy):
-            rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(copy)
-    return [conformer.GetPositions() for conformer in copy.GetConformers()]
+def _drawn(
+    model: FoundationModel,
+    tokens: TokenBatch,
+    times: np.ndarray,
+    seed: np.random.SeedSequence,
+    steps: int | None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(row, places) of `times` conformers of every row, short molecules first."""
+    tokenizer = model.tokenizers["points"]
+    rows = np.arange(len(times)).repeat(times)
+    rows = rows[np.argsort(tokens.length.numpy()[rows], kind="stable")]
+    # One seed a batch: with one for all, batches of one shape would start from the same noise.
+    batches = by_tokens(tokens.length.numpy()[rows], BUDGET)
+    for batch, own in zip(batches, seed.generate_state(len(batches)).tolist()):
+        part = tokens.take(torch.from_numpy(rows[batch])).trim()
+        with torch.no_grad():
+            filled = model.fill(part, part.real, seed=own, steps=steps)
+        for row, cloud in zip(rows[batch].tolist(), tokenizer.decode(filled)):
+            yield row, cloud.positions
 
 
 def write_sdf(path: Path, mols: Sequence[Chem.Mol], conformers: Sequence[Sequence[np.ndarray]]) -> None:
@@ -117,13 +123,7 @@ def write_sdf(path: Path, mols: Sequence[Chem.Mol], conformers: Sequence[Sequenc
     with replacing(path) as part, Chem.SDWriter(str(part)) as writer:
         for mol, places in zip(mols, conformers):
             for array in places:
-                copy = Chem.Mol(mol)
-                copy.RemoveAllConformers()
-                conformer = Chem.Conformer(len(array))
-                for atom, place in enumerate(array.tolist()):
-                    conformer.SetAtomPosition(atom, Point3D(*place))
-                copy.AddConformer(conformer)
-                writer.write(copy)
+                writer.write(with_conformers(mol, [array]))
 
 
 def usable(model: FoundationModel, smiles: Sequence[str]) -> tuple[list[Chem.Mol], list[str]]:
@@ -135,10 +135,10 @@ def usable(model: FoundationModel, smiles: Sequence[str]) -> tuple[list[Chem.Mol
     """
     tokenizer, mols, told = model.tokenizers.get("points"), [], []
     for text in smiles:
-        with rdBase.BlockLogs():
-            mol = Chem.MolFromSmiles(text) if text.strip() and len(text.split()) == 1 else None
-        if mol is None:
-            told.append(f"{text!r} is no SMILES that RDKit can read")
+        try:
+            mol = parse(text)
+        except ConsilienceError as error:
+            told.append(str(error))
             continue
         if any(atom.GetAtomicNum() == 0 for atom in mol.GetAtoms()):
             told.append(f"{text!r} has an atom *, which is no element")
@@ -153,7 +153,15 @@ def usable(model: FoundationModel, smiles: Sequence[str]) -> tuple[list[Chem.Mol
 
 
 def run(
-    model: str, smiles: list[str], out: str, *, n: int = 1, seed: int = 0, steps: int | None = None
+    model: str,
+    smiles: list[str],
+    out: str,
+    *,
+    n: int = 1,
+    seed: int = 0,
+    steps: int = 30,
+    stereo: bool = True,
+    relax: bool = False,
 ) -> int:
     """Write conformers of molecules; those that cannot be read are left out and named.
 
@@ -163,7 +171,10 @@ def run(
         out: .sdf file; coordinates are in ångström, one entry a conformer.
         n: conformers of each; default 1.
         seed: of the noise, 0 or more; default 0.
-        steps: of the transport from noise to places, each a prediction; default 50.
+        steps: of the transport from noise to places, each a prediction; default 30.
+        stereo: keep to the centres and double bonds that the SMILES specify; default true.
+        relax: move every conformer to the nearest minimum of MMFF94, where that knows the molecule and the
+            stereochemistry stays; default false.
     """
     target = Path(out).expanduser()
     if target.suffix != ".sdf":
@@ -173,13 +184,41 @@ def run(
     mols, left_out = usable(network, smiles)
     if smiles and not mols:
         raise ConsilienceError(f"none of {len(smiles)} molecules can be taken; {left_out[0]}")
-    made = generate(network, mols, n, seed=seed, steps=steps)
+    made = generate(network, mols, n, seed=seed, steps=steps, stereo=stereo)
+    if not any(made):
+        raise ConsilienceError(
+            f"not one conformer of {_name(mols[0])} in {ROUNDS} rounds has its stereochemistry; --stereo false writes "
+            "what is drawn"
+        )
+    if relax:
+        made = [_relaxed(mol, places, stereo) for mol, places in zip(mols, made)]
     write_sdf(target, mols, made)
     count = sum(len(places) for places in made)
     sys.stdout.write(f"{count} conformers in {target}\n")
     for line in left_out:
         sys.stdout.write(f"left out: {line}\n")
+    longest = max(network.tokenizers["points"].state()["learned"]["lengths"])
+    for mol, places in zip(mols, made):
+        if mol.GetNumAtoms() > longest:
+            size = f"{mol.GetNumAtoms()} atoms, the largest training molecule has {longest}"
+            sys.stdout.write(f"{_name(mol)}: {size}: look at what is drawn\n")
+        if len(places) < n:
+            sys.stdout.write(
+                f"{_name(mol)}: {len(places)} of {n} conformers, since the others had another stereochemistry\n"
+            )
     return count
+
+
+def _relaxed(mol: Chem.Mol, conformers: Sequence[np.ndarray], stereo: bool) -> list[np.ndarray]:
+    """Conformers after the force field; as they are drawn where it would give a molecule another stereochemistry."""
+    moved = relaxed(mol, conformers)
+    if not stereo or not has_stereo(mol):
+        return moved
+    return [drawn if as_asked(mol, after) is None else after for drawn, after in zip(conformers, moved)]
+
+
+def _name(mol: Chem.Mol) -> str:
+    return str(Chem.MolToSmiles(Chem.RemoveHs(mol)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

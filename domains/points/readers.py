@@ -12,7 +12,6 @@ import io
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,6 +30,8 @@ from consilience.domains.points.arrays import read_npz
 from consilience.domains.points.bonds import bonds_of_mol
 from consilience.domains.points.conformers import flat_smiles
 from consilience.domains.points.source import Kinds, Source, columns_of
+from consilience.domains.points.xyz_frames import Frame, cut_frames
+from consilience.domains.sdf import properties_of
 from consilience.tokenizers.point_records import PointCloud
 
 SUFFIXES = (".xyz", ".extxyz", ".sdf", ".ply", ".npz", ".csv")
@@ -53,11 +54,15 @@ def read_source(path: Path) -> Source:
             f"{path}: point clouds are read from {', '.join(SUFFIXES)}, not {path.suffix!r}"
         )
     if path.stat().st_size == 0:
-        raise ConsilienceError(f"{path}: the file is empty; it holds no point cloud")
+        raise _empty(path)
     source = reader(path)
     if not len(source.clouds) and not source.failures:
-        raise ConsilienceError(f"{path}: the file is empty; it holds no point cloud")
+        raise _empty(path)
     return source
+
+
+def _empty(path: Path) -> ConsilienceError:
+    return ConsilienceError(f"{path}: the file is empty; it holds no point cloud")
 
 
 def _read_folder(folder: Path) -> Source:
@@ -133,10 +138,13 @@ def _read_xyz(path: Path) -> Source:
 
 def xyz_pieces(path: Path, size: int) -> Iterator[Source]:
     """The frames of an .xyz or .extxyz file in pieces; the file is read twice (see `Kinds`, and names)."""
-    kinds, hashes = Kinds(), [np.zeros(0, np.uint64)]
+    kinds, hashes, found = Kinds(), [np.zeros(0, np.uint64)], False
     for frames in read_frames(path, size):
+        found = True
         kinds = kinds.join(Kinds.of(frames.rows))
         hashes.append(pd.util.hash_array(np.array(frames.ids, dtype=object), categorize=False))
+    if not found:
+        raise _empty(path)
     every = np.sort(np.concatenate(hashes))
     unique = not bool((every[1:] == every[:-1]).any())
     for frames in read_frames(path, size):
@@ -145,7 +153,7 @@ def xyz_pieces(path: Path, size: int) -> Iterator[Source]:
 
 def read_frames(path: Path, size: int | None) -> Iterator[Frames]:
     """Frames in pieces of `size`; None = all at once."""
-    frames, number = enumerate(_frames(path)), 0
+    frames, number = enumerate(cut_frames(path)), 0
     while True:
         part = list(islice(frames, size))
         if not part and (number or size is not None):
@@ -157,16 +165,16 @@ def read_frames(path: Path, size: int | None) -> Iterator[Frames]:
             return
 
 
-def _read_frames(path: Path, frames: Sequence[tuple[int, tuple[int, str]]], number: int) -> Frames:
+def _read_frames(path: Path, frames: Sequence[tuple[int, Frame]], number: int) -> Frames:
     clouds, ids, places, rows, failures = [], [], [], [], []
-    for place, (line, text) in frames:
+    for place, frame in frames:
         try:
-            atoms: Any = ase.io.read(io.StringIO(text), format="extxyz")
-        except (ValueError, KeyError, IndexError, OSError) as error:
-            reason = f"{path}: frame {place + 1} (line {line}): {_told(error)}"
+            atoms = _atoms(frame)
+        except ConsilienceError as problem:
+            reason = f"{path}: frame {place + 1} (line {frame.line}): {problem}"
             failures.append(Failure(index=place, id=f"{path.stem}-{place}", reason=reason))
             continue
-        info = dict(atoms.info) if "=" in text.split("\n", 2)[1] else {}
+        info = dict(atoms.info) if "=" in frame.text.split("\n", 2)[1] else {}
         info |= atoms.calc.results if atoms.calc is not None else {}
         clouds.append(
             PointCloud(atoms.get_positions(), np.array(atoms.get_chemical_symbols()), unit="angstrom")
@@ -184,27 +192,19 @@ def _read_frames(path: Path, frames: Sequence[tuple[int, tuple[int, str]]], numb
     )
 
 
-def _frames(path: Path) -> Iterator[tuple[int, str]]:
-    """(number of the first line, text) of every frame; what follows a broken count line is one last frame.
-
-    The file is cut before ASE sees it, so that one bad frame does not hide the good ones after it.
-    """
-    with path.open(encoding="utf-8", errors="replace") as file:
-        number = 0
-        for line in file:
-            number += 1
-            if not line.strip():
-                continue
-            first, frame = number, [line]
-            count = int(line) if line.strip().isdigit() else None
-            for _ in range(count + 1) if count is not None else ():
-                frame.append(file.readline())
-                number += 1
-            if count is None:
-                raise ConsilienceError(
-                    f"{path}: line {first} should hold a number of atoms, not {line.strip()[:40]!r}"
-                )
-            yield first, "".join(frame)
+def _atoms(frame: Frame) -> Any:
+    """ASE's Atoms of a frame; ConsilienceError where it is broken."""
+    if frame.problem is not None:
+        raise ConsilienceError(frame.problem)
+    try:
+        return ase.io.read(io.StringIO(frame.text), format="extxyz")
+    except KeyError as error:
+        if (name := str(error.args[0])) not in frame.text.split():
+            raise ConsilienceError(_told(error)) from error
+        hint = "; write symbols of elements, not their numbers" if name.isdigit() else ""
+        raise ConsilienceError(f"unknown element {name!r}{hint}") from error
+    except (ValueError, IndexError, OSError) as error:
+        raise ConsilienceError(_told(error)) from error
 
 
 def _read_sdf(path: Path) -> Source:
@@ -218,7 +218,7 @@ def _read_sdf(path: Path) -> Source:
                     Failure(index=place, id=f"{path.stem}-{place}", reason=f"{path}: entry {place + 1} {why}")
                 )
                 continue
-            info = _properties(mol)
+            info = properties_of(mol)
             numbers = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()])
             clouds.append(
                 PointCloud(
@@ -238,18 +238,6 @@ def _read_sdf(path: Path) -> Source:
         failures=tuple(failures),
         smiles=np.array(groups),
     )
-
-
-def _properties(mol: Chem.Mol) -> dict[str, Any]:
-    """The properties of an entry with the private ones; those that are no UTF-8 are left out."""
-    try:
-        return dict(mol.GetPropsAsDict(includePrivate=True))
-    except UnicodeDecodeError:
-        found = {}
-        for name in mol.GetPropNames(includePrivate=True):
-            with suppress(UnicodeDecodeError):
-                found[name] = mol.GetProp(name)
-        return found
 
 
 def _read_ply(path: Path) -> Source:
@@ -302,6 +290,8 @@ def _unique(ids: list[str]) -> list[str]:
 
 
 def _told(error: Exception) -> str:
+    if isinstance(error, KeyError):  # its text is the key alone
+        return f"unknown element or column {error}"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

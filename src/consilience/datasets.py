@@ -14,13 +14,8 @@ from filelock import FileLock
 
 from consilience.catalogue import DATASETS, DataSet
 from consilience.core.errors import ConsilienceError
+from consilience.core.files import cache_folder
 from consilience.downloads import DownloadError, pip_download, sha256, unpack
-
-
-def cache_folder(cache_dir: Path | str | None = None) -> Path:
-    """Where fetched data lies: the argument, else $CONSILIENCE_CACHE, else ~/.cache/consilience."""
-    chosen = cache_dir or os.environ.get("CONSILIENCE_CACHE") or Path.home() / ".cache" / "consilience"
-    return Path(chosen).expanduser()
 
 
 def dataset(name: str) -> DataSet:

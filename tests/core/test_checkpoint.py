@@ -118,6 +118,12 @@ def rename_weight(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
+def diverged(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["core.norm"][0] = float("nan")
+    save_file(tensors, folder / "model.safetensors")
+
+
 def other_library(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 768}))
 
@@ -133,6 +139,7 @@ FAULTS = {
         "truncated or not a safetensors file",
     ),
     "other weights": (rename_weight, "1 weights missing.*core.norm.*1 unknown.*stranger"),
+    "weights of a run that diverged": (diverged, "weight 'core.norm' holds NaN or infinity"),
     "config missing": (lambda f: (f / C).unlink(), "holds no config.json"),
     "config cut": (keep(0.5, C), "truncated or not JSON"),
     "config binary": (lambda f: (f / C).write_bytes(b"\xff\xfe\x00"), "truncated or not JSON"),

@@ -1,5 +1,6 @@
 """Files and folders that are there whole or not at all, and targets that are tried before the work."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,7 +10,14 @@ import pytest
 
 from consilience.core import files
 from consilience.core.errors import ConsilienceError
-from consilience.core.files import new_folder, replace_text, replacing, try_writing
+from consilience.core.files import (
+    cache_folder,
+    new_folder,
+    readable_json,
+    replace_text,
+    replacing,
+    try_writing,
+)
 from consilience.core.options import check_types
 
 
@@ -108,3 +116,27 @@ def test_options_have_the_types_of_their_fields() -> None:
     ]:
         with pytest.raises(ConsilienceError, match=said):
             check_types(Options(**wrong), "toy")
+
+
+def test_readable_json_is_the_same_value_on_few_lines() -> None:
+    long = {
+        "a": {"lengths": list(range(500)), "pairs": [[1, 2]], "rows": [[0] * 200, [1] * 200], "none": {}},
+        "b": "x\n",
+    }
+    text = readable_json(long)
+    assert json.loads(text) == long
+    assert text.count("\n") == 11  # one an entry, one a row of what does not fit, one a closing bracket
+    assert readable_json([]) == "[]"
+
+
+def test_the_cache_is_the_argument_then_the_variable_then_the_users(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CONSILIENCE_CACHE", str(tmp_path / "variable"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    assert cache_folder(tmp_path) == tmp_path
+    assert cache_folder() == tmp_path / "variable"
+    monkeypatch.setenv("CONSILIENCE_CACHE", "~/there")
+    assert cache_folder() == Path.home() / "there"
+    monkeypatch.delenv("CONSILIENCE_CACHE")
+    assert cache_folder() == tmp_path / "user" / "consilience"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "consilience"

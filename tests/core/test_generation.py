@@ -180,6 +180,19 @@ def test_other_samplers_have_an_order_of_their_own(objective):
         model.generate(1, unmask_order="confidence")
 
 
+@pytest.mark.parametrize("objective", [NextToken(), AnyOrder(), AddressOnly(), Masked()], ids=str)
+def test_steps_are_refused_where_they_cannot_be_chosen(objective):
+    model = FoundationModel(_core(), {CHAIN.name: SyntheticTokenizer(CHAIN)}, objective)
+    assert objective.has_steps == isinstance(objective, Masked)
+    if objective.has_steps:
+        model.generate(1, steps=2)
+        return
+    with pytest.raises(
+        ConsilienceError, match=f"{objective.name} cannot choose its steps: steps=2 is for masked"
+    ):
+        model.generate(1, steps=2)
+
+
 def test_numbers_have_no_confidence():
     source = GaussianAR1(length=4)
     model = FoundationModel(_core(), {source.name: SyntheticTokenizer(source)}, Masked())

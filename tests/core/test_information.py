@@ -12,8 +12,6 @@ import torch
 from consilience.core.batch import TokenBatch
 from consilience.core.errors import ConsilienceError
 from consilience.core.information import (
-    ErasureProfile,
-    GaussianProfile,
     captured_dependence,
     erasure_profile,
     exact_erasure,
@@ -24,6 +22,7 @@ from consilience.core.information import (
 )
 from consilience.core.objectives import Denoising, Masked, MaskedDiffusion, NextToken
 from consilience.core.oracle import Oracle
+from consilience.core.profiles import ErasureProfile, GaussianProfile
 from consilience.core.synthetic import GaussianAR1, MarkovChain, Source
 from consilience.core.unmasking_cost import parallel_unmasking_gap, steps_needed
 

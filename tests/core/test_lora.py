@@ -97,3 +97,5 @@ def test_saved_adapters_come_back_and_fit_their_core_alone() -> None:
         load_adapters(small, adapter_state(core))
     with pytest.raises(ConsilienceError, match="rank of at least 1"):
         LoraOptions(rank=0)
+    with pytest.raises(ConsilienceError, match="adapters of rank 10000 are larger than the core of width"):
+        add_adapters(new_core(), LoraOptions(rank=10_000))

@@ -1,6 +1,7 @@
 """Cells as a domain: the bundled data, readers with every bad file, the baseline, writers and the figure."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +15,11 @@ import scipy.io
 import scipy.sparse as sp
 
 from consilience.core.errors import ConsilienceError
+from consilience.core.objectives import Masked, NextToken, Objective
 from consilience.core.records import Collection, Failure
 from consilience.domains.cells import data, evaluate, figure
 from consilience.domains.cells.domain import DOMAIN
+from consilience.domains.preparation import prepare
 from consilience.tokenizers.cells import CellTable, CellTokenizer, StoredCounts
 
 REAL = Path(os.environ.get("CONSILIENCE_TEST_DATA", "/nonexistent")) / "cells"
@@ -127,9 +130,15 @@ def test_no_counts_anywhere(tmp_path: Path) -> None:
     adata.X = logged(adata)
     adata.write_h5ad(tmp_path / "log.h5ad")
     with pytest.raises(
-        ConsilienceError, match=r"log\.h5ad: cell 0 .* in X, which is not a count; raw counts .*layer="
+        ConsilienceError, match=r"log\.h5ad: cell 0 .* in X, .*; raw counts .* no other matrix$"
     ):
         DOMAIN.read(tmp_path / "log.h5ad")
+    adata.layers["mine"] = make_adata().X
+    adata.write_h5ad(tmp_path / "mine.h5ad")
+    with pytest.raises(ConsilienceError, match=r"40 of 40 .*layer= \(--read-options\.layer .*\): mine$"):
+        DOMAIN.read(tmp_path / "mine.h5ad")
+    assert len(DOMAIN.read(tmp_path / "mine.h5ad", layer="mine")) == 40
+    del adata.layers["mine"]
     adata.X = -sp.csr_matrix(make_adata().X)
     adata.write_h5ad(tmp_path / "minus.h5ad")
     with pytest.raises(ConsilienceError, match=r"minus\.h5ad: cell 0 \(bc0\) has -\d+ in X"):
@@ -160,6 +169,49 @@ def test_empty_cells_become_failures(tmp_path: Path) -> None:
     adata.write_h5ad(tmp_path / "none.h5ad")
     with pytest.raises(ConsilienceError, match=r"none\.h5ad: no cell has any counts"):
         DOMAIN.read(tmp_path / "none.h5ad")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -3, 0.5])
+@pytest.mark.parametrize("layout", [sp.csr_matrix, sp.csc_matrix, np.asarray])
+def test_a_bad_cell_is_set_aside_and_the_others_go_on(value: float, layout: type, tmp_path: Path) -> None:
+    adata = make_adata(600)
+    counts = adata.X.toarray()
+    counts[[21, 599], 3] = value  # the last cell is among those that are looked at on opening
+    adata.X = layout(counts)
+    adata.obs["depth"] = np.nan_to_num(counts.sum(1), posinf=0) + 100
+    adata.obs = adata.obs.rename(columns={"n_counts": "before", "depth": "n_counts"})
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    whole = DOMAIN.read(tmp_path / "a.h5ad")
+    assert len(whole) == 600 and (value == 0.5 or whole.records.depth is not None)
+    ready = prepare(DOMAIN, whole)
+    assert [(f.index, f.id) for f in ready.failures] == [(21, "bc21"), (599, "bc599")]
+    shown = rf"cell bc21 has {value:g} for gene G3, which is not a count; repair or drop the cell"
+    assert re.fullmatch(shown, ready.failures[0].reason)
+    assert len(ready.collection) == 598 and np.isfinite(ready.tokenizer.statistics.mean).all()
+
+
+def test_a_clean_matrix_goes_before_one_with_bad_cells(tmp_path: Path) -> None:
+    adata = make_adata()
+    counts = adata.X.toarray()
+    adata.layers["counts"] = adata.X.copy()
+    adata.X[0, 0] = np.nan
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    np.testing.assert_array_equal(matrix_of(DOMAIN.read(tmp_path / "a.h5ad")), counts)
+    assert np.isnan(matrix_of(DOMAIN.read(tmp_path / "a.h5ad", layer="X"))[0, 0])
+
+
+@pytest.mark.parametrize("layout", [sp.csr_matrix, sp.csc_matrix])
+def test_damaged_indices_are_one_line(layout: type, tmp_path: Path) -> None:
+    adata = make_adata()
+    adata.X = layout(adata.X)
+    for name, key, value in (("far", "indices", 10**6), ("less", "indices", -1), ("order", "indptr", 10**6)):
+        path = tmp_path / f"{name}.h5ad"
+        adata.write_h5ad(path)
+        with h5py.File(path, "r+") as file:
+            file[f"X/{key}"][1:4] = value
+        with pytest.raises(ConsilienceError, match=rf"{name}\.h5ad: `X` is damaged: ") as caught:
+            DOMAIN.read(path)
+        assert "\n" not in str(caught.value)
 
 
 def test_options_name_columns(tmp_path: Path) -> None:
@@ -207,6 +259,17 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         file["spectrum"] = np.ones(3)
     (tmp_path / "cells.csv").write_text("a,b\n")
     (tmp_path / "folder").mkdir()
+    ad.AnnData(obs=make_adata().obs, var=make_adata().var).write_h5ad(tmp_path / "nothing.h5ad")
+    unnamed = ad.AnnData(obs=make_adata().obs, var=make_adata().var, layers={"spliced": make_adata().X})
+    unnamed.write_h5ad(tmp_path / "unnamed.h5ad")
+    (tmp_path / "folder.h5ad").mkdir()
+    for folder, names in {
+        "bare": ["matrix.mtx"],
+        "plain": ["matrix.mtx", "features.tsv", "barcodes.tsv"],
+    }.items():
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).touch()
     shutil.copy(tmp_path / "good.h5ad", tmp_path / "no10x.h5")
     for name, message in {
         "missing.h5ad": "does not exist",
@@ -215,6 +278,11 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         "text.h5ad": "cannot be read as an .h5ad file",
         "other.h5ad": "cannot be read as an .h5ad file",
         "nobody.h5ad": "holds 0 cells",
+        "nothing.h5ad": "holds no matrix: neither X, nor layers, nor raw",
+        "unnamed.h5ad": r"no matrix is named X, raw or counts; name it with layer= .*: spliced$",
+        "folder.h5ad": "folder.h5ad is a folder, not an .h5ad file",
+        "bare": r"bare cannot be read as a 10x folder: it lacks genes\.tsv and barcodes\.tsv",
+        "plain": "compress its files with gzip",
         "cells.csv": "cells are read from .h5ad, 10x .h5",
         "folder": "cannot be read as a 10x folder",
         "no10x.h5": "cannot be read as a 10x .h5 file",
@@ -251,6 +319,9 @@ def test_10x_folder_and_h5(tmp_path: Path) -> None:
         assert DOMAIN.read(path, genes="gene_ids").records.genes[0] == "ENSG00000000000.2"
         with pytest.raises(ConsilienceError, match=r"layer='counts' is for \.h5ad"):
             DOMAIN.read(path, layer="counts")
+    scipy.io.mmwrite(folder / "matrix.mtx", sp.coo_matrix(-counts.T))
+    with pytest.raises(ConsilienceError, match=r"cell 0 \(bc0\) has -\d+ in the matrix, .* no other matrix$"):
+        DOMAIN.read(folder)
 
 
 # --- baseline --------------------------------------------------------------------------------------------
@@ -394,15 +465,19 @@ def test_figure_shows_held_out_cells_only(monkeypatch: pytest.MonkeyPatch, tmp_p
     embedded: list[list[str]] = []
 
     class Fake:
+        def __init__(self, objective: Objective) -> None:
+            self.objective = objective
+
         def embed(self, records: CellTable, *, domain: str) -> SimpleNamespace:
             embedded.append(records.names.tolist())
             vectors = np.random.default_rng(0).normal(size=(len(records), 4))
             return SimpleNamespace(vectors=vectors, index=np.arange(len(records)))
 
-        def generate(self, n: int, *, domain: str, seed: int, **_: object) -> CellTable:
+        def generate(self, n: int, *, domain: str, seed: int, steps: int | None) -> CellTable:
+            assert (steps is not None) == isinstance(self.objective, Masked)
             return tokenizer.decode(tokenizer.encode(collection.records.take(np.arange(n))))
 
-    drawn = DOMAIN.figure({"masked": Fake(), "next-token": Fake()}, collection, test)
+    drawn = DOMAIN.figure({"masked": Fake(Masked()), "next-token": Fake(NextToken())}, collection, test)
     assert embedded == [collection.ids[test].tolist()] * 2
     titles = [axis.get_title() for axis in drawn.axes]
     assert titles[0].startswith("masked") and titles[2].startswith("log1p + PCA(50)")

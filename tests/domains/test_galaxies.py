@@ -197,7 +197,7 @@ def test_written_spectra_can_be_read(tmp_path, galaxies, ending):
 def test_ragged_spectra_are_written(tmp_path, ending):
     records = [
         Spectrum(
-            wavelength_angstrom=np.arange(1.0, n),
+            wavelength_angstrom=np.arange(4001.0, 4000 + n),
             flux=np.ones(n - 1),
             inverse_variance=np.ones(n - 1),
             id=f"s{n}",

@@ -1,5 +1,6 @@
 """Galaxies: readers of survey files and tables, and what they say of files that cannot be used."""
 
+import gzip
 import os
 from pathlib import Path
 
@@ -160,6 +161,38 @@ def test_reads_a_folder_and_a_pattern_and_keeps_what_is_good(tmp_path):
         assert "spec-3.fits: not a FITS file" in found.failures[0].reason
 
 
+def cut_files(folder: Path) -> dict[str, bytes]:
+    """What a table of spectra, and a survey's file, look like when their ends are lost."""
+    wavelength = np.linspace(4000, 5000, 1000)
+    columns = [
+        fits.Column(name="WAVE", format="1000D", array=np.tile(wavelength, (30, 1))),
+        fits.Column(name="FLUX", format="1000E", array=np.ones((30, 1000))),
+        fits.Column(name="IVAR", format="1000E", array=np.ones((30, 1000))),
+    ]
+    fits.BinTableHDU.from_columns(columns).writeto(folder / "whole.fits")
+    write_sdss(folder / "spec.fits")
+    table, spec = (folder / "whole.fits").read_bytes(), (folder / "spec.fits").read_bytes()
+    return {
+        "half.fits": table[: len(table) // 2],
+        "end.fits": table[:-3000],
+        "half.fits.gz": gzip.compress(table)[:-2000],
+        "end.fits.gz": gzip.compress(spec)[:-9],
+        "header.fits": spec[:-4000],  # in the header of the table of redshifts
+    }
+
+
+@pytest.mark.parametrize("name", ["half.fits", "end.fits", "half.fits.gz", "end.fits.gz", "header.fits"])
+def test_fits_files_that_are_cut_short(tmp_path, name):
+    content = cut_files(tmp_path)[name]
+    (tmp_path / "whole.fits").unlink()
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConsilienceError, match=rf"{name}: .*cut short or damaged.*fetch it again") as caught:
+        DOMAIN.read(tmp_path / name)
+    assert "\n" not in str(caught.value)
+    found = DOMAIN.read(tmp_path)
+    assert found.ids.tolist() == ["spec"] and [failure.id for failure in found.failures] == [name]
+
+
 # --- tables ------------------------------------------------------------------------------------------------------
 
 
@@ -227,14 +260,16 @@ def test_reads_log_wavelengths_errors_masks_and_ragged_rows(tmp_path):
     np.testing.assert_allclose(found.records.inverse_variance, [[4, 0, 0], [1, 1, 1]])
     assert found.records[1].measured.tolist() == [False, True, True]
     frame = {
-        "wave": [[1.0, 2, 3], [1.0, 2]],
+        "wave": [[4001.0, 4002, 4003], [4001.0, 4002]],
         "flux": [[1.0, 1, 1], [2.0, 2]],
         "ivar": [[1.0, 1, 1], [1.0, 1]],
     }
     pd.DataFrame(frame).to_parquet(tmp_path / "ragged.parquet")
     ragged = DOMAIN.read(tmp_path / "ragged.parquet")
     assert [len(record) for record in ragged.records] == [3, 2]
-    assert len(spectra_of_columns({"wave": [1.0, 2], "flux": [1.0, 1], "ivar": [1.0, 1]}, "one").records) == 1
+    assert (
+        len(spectra_of_columns({"wave": [4e3, 5e3], "flux": [1.0, 1], "ivar": [1.0, 1]}, "one").records) == 1
+    )
 
 
 def test_bad_rows_of_a_file_are_listed(tmp_path):
@@ -251,6 +286,105 @@ def test_bad_rows_of_a_file_are_listed(tmp_path):
     np.savez(tmp_path / "grids.npz", **good)
     failure = DOMAIN.read(tmp_path / "grids.npz").failures
     assert failure[0].index == 3 and "wavelengths must increase, but 5000 Å at pixel 0" in failure[0].reason
+
+
+def nulls(folder: Path) -> Path:
+    """A .parquet file of four spectra, the second of which has no flux and the third too few pixels."""
+    columns = columns_of()
+    flux, ivar = list(columns["flux"]), list(columns["ivar"])
+    rows = {"flux": [flux[0], None, flux[2][:20], flux[3]], "ivar": ivar, "z": columns["z"]}
+    path = folder / "nulls.parquet"
+    pd.DataFrame(rows | {"wavelength": [columns["wavelength"]] * 4}).to_parquet(path)
+    return path
+
+
+def test_a_null_in_a_column_of_pixels_loses_one_row(tmp_path):
+    path = nulls(tmp_path)
+    write_columns(tmp_path / "others.parquet", columns_of())
+    reason = "its `flux` is missing (null)"
+    found = DOMAIN.read(path)
+    assert found.ids.tolist() == ["0", "3"] and found.labels["redshift"].tolist() == [0, 0.3]
+    assert [failure.index for failure in found.failures] == [1, 2] and reason in found.failures[0].reason
+    many = DOMAIN.read(tmp_path / "*.parquet")
+    assert len(many) == 6 and reason in many.failures[0].reason
+    for size in (1, 2, 8):
+        pieces = list(DOMAIN.stream(path, size))
+        assert [p for piece in pieces for p in piece.places.tolist()] == [0, 3]
+        assert [f.index for piece in pieces for f in piece.collection.failures] == [1, 2]
+
+
+@pytest.mark.parametrize("gap", ["wavelength", "ivar", "mask"])
+@pytest.mark.parametrize("value", [None, np.ones((2, 20)), np.array(["a"] * 40)])
+def test_a_gap_in_any_column_of_pixels(gap, value):
+    columns = {name: list(np.tile(np.ones(40), (3, 1))) for name in ("flux", "ivar", "mask")}
+    columns["wavelength"] = list(np.tile(np.linspace(4000, 5000, 40), (3, 1)))
+    columns["mask"] = [np.zeros(40)] * 3
+    columns[gap] = [value, *columns[gap][1:]]
+    held = {}
+    for name, rows in columns.items():
+        held[name] = np.empty(3, dtype=object)
+        held[name][:] = rows
+    read = spectra_of_columns(held, "mine", before=10)
+    assert read.ids.tolist() == ["11", "12"] and len(read.records) == 2
+    assert [(f.index, f.id) for f in read.failures] == [(0, "10")] and f"`{gap}`" in read.failures[0].reason
+
+
+@pytest.mark.parametrize("unit", ["nm", "um", "m"])
+def test_wavelengths_in_another_unit_are_refused_until_it_is_named(tmp_path, unit):
+    factor = {"nm": 10, "um": 1e4, "m": 1e10}[unit]
+    columns = columns_of()
+    path = tmp_path / "other.npz"
+    np.savez(path, **(columns | {"wavelength": columns["wavelength"] / factor}))
+    said = r"other\.npz: .*wavelengths run from .* Å, but .* lie between 912 and 300000 Å; name .* wavelength_unit"
+    with pytest.raises(ConsilienceError, match=said):
+        DOMAIN.read(path)
+    found = DOMAIN.read(path, wavelength_unit=unit)
+    np.testing.assert_allclose(found.records.wavelength_angstrom, columns["wavelength"])
+    believed = DOMAIN.read(path, wavelength_unit="angstrom").records
+    np.testing.assert_array_equal(believed.wavelength_angstrom, columns["wavelength"] / factor)
+    with pytest.raises(
+        ConsilienceError, match="wavelength_unit must be one of angstrom, nm, um, m, not 'cm'"
+    ):
+        DOMAIN.read(path, wavelength_unit="cm")
+
+
+def test_wavelengths_in_another_unit_of_a_stream_and_of_single_rows(tmp_path):
+    columns = columns_of()
+    rows = [columns["wavelength"] * factor for factor in (1, 100, 1, 1)]
+    path = tmp_path / "mixed.parquet"
+    pd.DataFrame({"flux": list(columns["flux"]), "ivar": list(columns["ivar"]), "wave": rows}).to_parquet(
+        path
+    )
+    (failure,) = DOMAIN.read(path).failures
+    assert failure.index == 1 and "run from 400000 to 500000 Å" in failure.reason
+    (piece,) = DOMAIN.stream(path, 8)
+    assert piece.places.tolist() == [0, 2, 3]
+    (piece,) = DOMAIN.stream(path, 8, wavelength_unit="angstrom")
+    assert len(piece.collection) == 4
+
+
+@pytest.mark.parametrize(
+    ("unit", "factor"), [("um", 1e4), ("nm", 10), ("Angstrom", 1), ("furlongs", 1), ("Jy", 1)]
+)
+def test_a_fits_table_says_its_unit(tmp_path, unit, factor):
+    wavelength = np.linspace(4000, 5000, 50)
+    columns = [
+        fits.Column(name="WAVE", format="50D", unit=unit, array=np.tile(wavelength / factor, (2, 1))),
+        fits.Column(name="FLUX", format="50E", array=np.ones((2, 50))),
+        fits.Column(name="IVAR", format="50E", array=np.ones((2, 50))),
+    ]
+    fits.BinTableHDU.from_columns(columns).writeto(tmp_path / "a.fits")
+    found = DOMAIN.read(tmp_path / "a.fits")
+    np.testing.assert_allclose(found.records.wavelength_angstrom, wavelength)
+    named = DOMAIN.read(tmp_path / "a.fits", wavelength_unit="um").records
+    np.testing.assert_allclose(named.wavelength_angstrom, wavelength / factor * 1e4)
+
+
+def test_the_unit_named_is_believed_of_a_loader_too(tmp_path):
+    write_sdss(tmp_path / "spec.fits")
+    there = DOMAIN.read(tmp_path / "spec.fits").records.wavelength_angstrom
+    moved = DOMAIN.read(tmp_path / "spec.fits", wavelength_unit="nm").records.wavelength_angstrom
+    np.testing.assert_allclose(moved, there * 10)
 
 
 def without(*names: str) -> dict[str, np.ndarray]:

@@ -155,6 +155,33 @@ def _write_sdf(path: Path, names: list[str], activity: list[float]) -> None:
         path.write_bytes(gzip.compress(plain.read_bytes()))
 
 
+@pytest.mark.parametrize("ending", [".csv", ".smi", ".parquet"])
+def test_names_are_kept_where_some_are_missing_or_stand_twice(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a{ending}"
+    frame = pd.DataFrame({"smiles": ["CCO", "CCN", "CCC", "C(", "CCCC"], "id": ["a", "b", "a", "c", ""]})
+    if ending == ".parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_csv(path, index=False, sep="," if ending == ".csv" else "\t")
+    wanted = ["a#2", "b", "a#4", "line-6"] if ending == ".smi" else ["a#1", "b", "a#3", "row-5"]
+    read = DOMAIN.read(path)
+    assert read.ids.tolist() == wanted and read.failures[0].id == "c"
+    pieces = list(DOMAIN.stream(path, 2))
+    assert [name for piece in pieces for name in piece.collection.ids.tolist()] == wanted
+
+
+def test_what_rdkit_must_not_see(tmp_path: Path) -> None:
+    """It ends the process on the first, and reads the second as water."""
+    path = tmp_path / "a.smi"
+    path.write_text(f"{'C' * 20_000} long\n\u0421\u0421O cyrillic\nCC\x00O nul\nCCO good\n", encoding="utf-8")
+    read = DOMAIN.read(path)
+    assert read.records == ["CCO"] and read.ids.tolist() == ["good"]
+    reasons = [failure.reason for failure in read.failures]
+    assert "has 20,000 characters; molecules of at most 5,000" in reasons[0] and len(reasons[0]) < 200
+    assert "U+0421 (CYRILLIC CAPITAL LETTER ES)" in reasons[1] and "U+0000" in reasons[2]
+    assert DOMAIN.tokenizer.fit(["CCO"]).check(["\u0421\u0421O", "CCO"])[0].index == 0
+
+
 def test_smi_without_names_and_with_header(tmp_path: Path) -> None:
     path = tmp_path / "a.smi"
     path.write_text("CCO\nCCC\n")
@@ -165,7 +192,7 @@ def test_smi_without_names_and_with_header(tmp_path: Path) -> None:
     assert read.labels["pIC50"].tolist() == [5.5, 6.0]
     path.write_text("# triple bonds are no comments\nsmiles name\nCC#N methyl cyanide\n\n((( wrong\nC#C\n")
     read = DOMAIN.read(path)
-    assert (read.records, read.ids.tolist()) == (["CC#N", "C#C"], ["line-3", "line-6"])
+    assert (read.records, read.ids.tolist()) == (["CC#N", "C#C"], ["methyl cyanide", "line-6"])
     assert read.failures[0].reason.startswith("line 5: ")
     path.write_text("CC(Cl)CCl 1,2-dichloropropane\nCCC\tpropane\n")
     assert DOMAIN.read(path).ids.tolist() == ["1,2-dichloropropane", "propane"]
@@ -410,3 +437,18 @@ def test_what_is_set_aside_carries_its_place_in_the_file(tmp_path: Path, limit: 
     assert found == (whole if limit is None else {"long": 14})
     with pytest.raises(ConsilienceError, match=r"a\.smi: the parts 0 0\.5 0\.5 leave no record to train on"):
         prepare(DOMAIN, collection, fractions=(0, 0.5, 0.5))
+
+
+def test_text_of_an_sdf_that_is_no_utf8_loses_no_molecule(tmp_path: Path) -> None:
+    path = tmp_path / "a.sdf"
+    with Chem.SDWriter(str(path)) as writer:
+        for text, name in (("CCO", "007"), ("CCN", "Muller"), ("CCC", "plain")):
+            mol = Chem.MolFromSmiles(text)
+            mol.SetProp("_Name", name)
+            mol.SetProp("maker", "Muller" if text == "CCC" else "x")
+            mol.SetDoubleProp("activity", 0.5)
+            writer.write(mol)
+    path.write_bytes(path.read_bytes().replace(b"Muller", "Müller".encode("latin-1")))
+    read = DOMAIN.read(path)
+    assert (read.records, read.ids.tolist()) == (["CCO", "CCN", "CCC"], ["007", "entry-2", "plain"])
+    assert read.labels["activity"].tolist() == [0.5] * 3 and not read.failures

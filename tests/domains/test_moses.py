@@ -14,6 +14,7 @@ from scipy.linalg import sqrtm
 
 from consilience import datasets
 from consilience.core.errors import ConsilienceError
+from consilience.core.files import cache_folder
 from consilience.domains.molecules import moses
 from consilience.domains.molecules.moses import chemnet, facts, filters, measures
 from consilience.domains.molecules.moses.chemnet import ChemNet, Moments, frechet_distance
@@ -336,6 +337,16 @@ def test_published_rows() -> None:
     assert "molecularsets/moses" in moses.source()
 
 
+def test_without_one_valid_string_no_references_are_computed(tmp_path) -> None:
+    bench = moses.Moses(fcd=False)
+    (found,) = bench.measure([["((", "no molecule", ""]], tmp_path / "no data", tmp_path / "no cache")
+    assert (
+        found["valid"] == 0
+        and np.isnan(found["SNN/Test"])
+        and set(found) == {*moses.COLUMNS, *moses.PROPERTIES}
+    )
+
+
 def test_results_of_several_seeds(tmp_path) -> None:
     names = (*moses.COLUMNS, *moses.PROPERTIES)
     files, made = [Path("0.smi"), Path("1.smi")], [["C"] * 10] * 2
@@ -386,7 +397,7 @@ def test_the_published_sample_of_jtn_vae_lands_on_its_published_row(net) -> None
     """Every column within 1.5 standard deviations of the published mean, rounding of the table included."""
     folder = datasets.find("moses")
     assert folder is not None, "consilience data fetch moses"
-    cache = datasets.cache_folder() / "benchmarks" / "moses"
+    cache = cache_folder() / "benchmarks" / "moses"
     against = moses.references(folder, cache, net=net)
     found = moses.measure(moses.generated_strings(SAMPLE), against, net=net)
     (row,) = (row for row in moses.published() if row.model == "JTN-VAE")

@@ -235,6 +235,47 @@ def test_an_interrupted_comparison_goes_on(molecules, tmp_path, monkeypatch):
     assert (tmp_path / "cut" / "results.csv").read_text() == (tmp_path / "whole" / "results.csv").read_text()
 
 
+def test_rows_of_another_split_are_not_taken(molecules, tmp_path):
+    ask = {
+        "init": None,
+        "labels": (20,),
+        "choose_on": 20,
+        "core": CORE,
+        "training": SHORT,
+        "sizes": (200, 50),
+    }
+    list(compare(molecules, out=tmp_path / "a", **ask))
+    with pytest.raises(ConsilienceError, match=r"results\.csv holds rows of split 0:\w+, this is 1:\w+"):
+        list(compare(molecules, out=tmp_path / "a", split_seed=1, **ask))
+
+
+def test_pre_training_goes_on_with_the_same_split_and_training_only(molecules, tmp_path):
+    split = split_of(draw(300, train=200, validation=50), train=200, validation=50)
+    ask = {"noise": 0.1, "core": CORE, "folder": tmp_path / "a", "progress": False}
+    pretrain_on(molecules, split, training=SHORT, **ask)
+    other = split_of(draw(300, seed=1, train=200, validation=50), train=200, validation=50)
+    with pytest.raises(ConsilienceError, match="was trained on another split of points"):
+        pretrain_on(molecules, other, training=SHORT, resume=True, **ask)
+    with pytest.raises(ConsilienceError, match=r"was trained with training\.seed 0, this asks for 7"):
+        pretrain_on(molecules, split, training=replace(SHORT, seed=7), resume=True, **ask)
+    longer = replace(SHORT, steps=SHORT.steps + 2)
+    assert (
+        pretrain_on(molecules, split, training=longer, resume=True, **ask).provenance["outcome"]["steps"]
+        == longer.steps
+    )
+
+
+def test_a_start_from_another_split_is_told(molecules, tmp_path, caplog):
+    split, other = (
+        split_of(draw(300, seed=seed, train=200, validation=50), train=200, validation=50) for seed in (0, 1)
+    )
+    pretrain_on(molecules, split, noise=0.1, core=CORE, training=SHORT, folder=tmp_path / "a", progress=False)
+    finetune._warn_of_another_split(tmp_path / "a", [split])
+    assert not caplog.text
+    finetune._warn_of_another_split(tmp_path / "a", [other])
+    assert "may have seen geometries of test molecules" in caplog.text
+
+
 def test_the_command_line_fills_nested_settings(molecules, tmp_path, monkeypatch):
     asked = {}
     monkeypatch.setattr(finetune.data, "read", lambda path: molecules)
@@ -269,8 +310,10 @@ def test_bad_requests_end_in_one_line(molecules, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(finetune, "compare", lambda *a, **k: iter(()))
     finetune.run(out=str(tmp_path / "b"), noise=0.1, **other)
     finetune.run(out=str(tmp_path / "b"), noise=0.1, resume=True, **other)
-    with pytest.raises(ConsilienceError, match=r"settings\.json holds other settings than these"):
+    with pytest.raises(ConsilienceError, match=r"settings\.json: what lies there was made with noise"):
         finetune.run(out=str(tmp_path / "b"), noise=0.2, resume=True, **other)
+    with pytest.raises(ConsilienceError, match="made with split_seed 0, this asks for 1"):
+        finetune.run(out=str(tmp_path / "b"), noise=0.1, split_seed=1, resume=True, **other)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
     assert finetune.main(["--data_file", "none.npz", "--out", str(tmp_path / "full")]) == 2

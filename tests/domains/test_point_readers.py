@@ -4,27 +4,11 @@ import numpy as np
 import pytest
 from plyfile import PlyData, PlyElement
 from rdkit import Chem
-from rdkit.Chem import rdDepictor, rdDistGeom
+from rdkit.Chem import rdDepictor
 
 from consilience.core.errors import ConsilienceError
 from consilience.domains.points.domain import DOMAIN
 from consilience.tokenizers.point_records import PointCloud, PointTable
-
-SMILES = ("CCO", "c1ccccc1O", "CC(=O)NC", "CCCCCC", "C1CCNCC1", "OC(=O)c1ccccc1", "CC(C)(C)Cl", "N#CCCBr")
-
-
-def conformer(smiles: str, seed: int = 1) -> Chem.Mol:
-    mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
-    assert rdDistGeom.EmbedMolecule(mol, randomSeed=seed) == 0
-    return mol
-
-
-def clouds() -> list[PointCloud]:
-    mols = [conformer(smiles) for smiles in SMILES]
-    return [
-        PointCloud(m.GetConformer().GetPositions(), [a.GetAtomicNum() for a in m.GetAtoms()], unit="angstrom")
-        for m in mols
-    ]
 
 
 def same(a: PointCloud, b: PointCloud, atol: float = 1e-6) -> bool:
@@ -39,17 +23,17 @@ def same(a: PointCloud, b: PointCloud, atol: float = 1e-6) -> bool:
 
 
 @pytest.mark.parametrize("suffix", [".xyz", ".extxyz", ".npz"])
-def test_written_clouds_are_read_back_with_their_columns(tmp_path, suffix):
+def test_written_clouds_are_read_back_with_their_columns(molecules, clouds, tmp_path, suffix):
     path = tmp_path / f"some{suffix}"
-    DOMAIN.write_records(clouds(), path, {"energy_ev": np.arange(8) / 7, "family": np.array(["a", "bb"] * 4)})
+    DOMAIN.write_records(clouds, path, {"energy_ev": np.arange(8) / 7, "family": np.array(["a", "bb"] * 4)})
     back = DOMAIN.read(path)
-    assert all(same(a, b) for a, b in zip(clouds(), back.records)) and len(back) == 8
+    assert all(same(a, b) for a, b in zip(clouds, back.records)) and len(back) == 8
     np.testing.assert_allclose(back.labels["energy_ev"], np.arange(8) / 7)
     assert back.labels["family"].tolist() == ["a", "bb"] * 4 and back.origin == "user"
     grouped = DOMAIN.read(path, group_by="family")
     assert set(grouped.group_of) == {"a", "bb"}
     heavy = DOMAIN.read(path, hydrogens=False)
-    assert [len(c) for c in heavy.records] == [Chem.MolFromSmiles(s).GetNumAtoms() for s in SMILES]
+    assert [len(c) for c in heavy.records] == [Chem.MolFromSmiles(s).GetNumAtoms() for s in molecules]
     with pytest.raises(ConsilienceError, match="no label 'nothing' to group by; it has: energy_ev, family"):
         DOMAIN.read(path, group_by="nothing")
 
@@ -87,7 +71,78 @@ def test_truncated_and_foreign_xyz(tmp_path):
         DOMAIN.read(path)
 
 
-def test_sdf_reads_three_dimensions_only(tmp_path):
+def frame(name: str, *atoms: str, count: int | str | None = None) -> str:
+    """Text of an .xyz frame that may lie about its number of atoms."""
+    held = atoms or ("C 0 0 0", "O 0 0 1.1")
+    return "\n".join([str(len(held) if count is None else count), name, *held, ""])
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (frame("few", count=5), "frame 3 (line 9): says 5 atoms, but has 2"),
+        (
+            frame("many", count=1),
+            "says 1 atoms, but more follow at line 12; all up to line 12 is left out with it",
+        ),
+        (
+            frame("none", count="x"),
+            "should hold a number of atoms, not 'x'; all up to line 12 is left out with it",
+        ),
+        (frame("gap", "C 0 0 0", "", "O 0 0 1.1"), "says 3 atoms, but has 1; all up to line 13 is left out"),
+        (frame("5", count="x"), "should hold a number of atoms, not 'x'"),
+        (frame("what?", "C 0 0 0", "Qq 0 0 1"), "unknown element 'Qq'"),
+        (frame("numbers", "6 0 0 0", "8 0 0 1"), "unknown element '6'; write symbols of elements"),
+        (frame("far", "C 1e300 0 0", "O 0 0 1"), "coordinates of point 0 hold 1e+300; beyond 1e+06"),
+        (frame("far", "C 0 0 0", "O 0 -1e30 1"), "coordinates of point 1 hold -1e+30"),
+    ],
+)
+def test_a_broken_frame_loses_no_other(tmp_path, broken, reason):
+    path = tmp_path / "mixed.xyz"
+    path.write_text(frame("a") + frame("b") + broken + frame("c") + frame("7", "N 0 0 0", "N 0 0 1"))
+    found = DOMAIN.read(path)
+    assert found.ids.tolist() == ["mixed-0", "mixed-1", "mixed-3", "mixed-4"]
+    assert found.records[3].types.tolist() == ["N", "N"]
+    (failure,) = found.failures
+    assert failure.index == 2 and reason in failure.reason and "mixed" in failure.reason
+    (piece,) = DOMAIN.stream(path, 100)
+    assert piece.places.tolist() == [0, 1, 3, 4] and piece.collection.failures == found.failures
+
+
+@pytest.mark.parametrize("count", [5, 10**7])
+def test_a_last_frame_that_is_cut_short(tmp_path, count):
+    path = tmp_path / "cut.xyz"
+    path.write_text(frame("a") + frame("b") + frame("c", count=count))
+    found = DOMAIN.read(path)
+    (failure,) = found.failures
+    assert len(found) == 2 and failure.index == 2
+    assert failure.reason.endswith(f"frame 3 (line 9): says {count} atoms, but the file is cut short after 2")
+
+
+def test_what_follows_the_last_frame_is_one_failure(tmp_path):
+    path = tmp_path / "notes.xyz"
+    path.write_text(frame("a") + "frequencies\n1.5 2.5\nCO\n")
+    (failure,) = DOMAIN.read(path).failures
+    assert "frame 2 (line 5): should hold" in failure.reason and "up to line 7 is left out" in failure.reason
+
+
+def test_an_xyz_of_blank_lines(tmp_path):
+    path = tmp_path / "blank.xyz"
+    path.write_text("\n\n\n")
+    for read in (lambda: DOMAIN.read(path), lambda: list(DOMAIN.stream(path, 8))):
+        with pytest.raises(ConsilienceError, match=r"blank\.xyz: the file is empty; it holds no point cloud"):
+            read()
+
+
+def test_features_that_are_too_large(tmp_path):
+    features = np.zeros((2, 5, 1))
+    features[1, 2] = -1e300
+    np.savez(tmp_path / "a.npz", positions=np.random.default_rng(0).normal(size=(2, 5, 3)), features=features)
+    found = DOMAIN.read(tmp_path / "a.npz")
+    assert len(found) == 1 and "features of point 2 hold -1e+300" in found.failures[0].reason
+
+
+def test_sdf_reads_three_dimensions_only(conformer, tmp_path):
     path = tmp_path / "mols.sdf"
     with Chem.SDWriter(str(path)) as writer:
         for i, smiles in enumerate(("CCO", "CCO", "c1ccccc1")):
@@ -190,7 +245,7 @@ def test_empty_files_are_told(tmp_path, suffix):
         DOMAIN.read(path)
 
 
-def test_other_files_are_told(tmp_path):
+def test_other_files_are_told(clouds, tmp_path):
     (tmp_path / "a.csv").write_text("x,y,z\n1,2,3\n")
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 cut off")
     (tmp_path / "only.xyz").write_text("1\nalone\nC 0 0 0\n")
@@ -204,7 +259,7 @@ def test_other_files_are_told(tmp_path):
             DOMAIN.read(tmp_path / name)
         assert name in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(ConsilienceError, match="are written as"):
-        DOMAIN.write_records(clouds(), tmp_path / "out.pdb")
+        DOMAIN.write_records(clouds, tmp_path / "out.pdb")
     (tmp_path / "sub").mkdir()
     with pytest.raises(ConsilienceError, match="no file that ends in"):
         DOMAIN.read(tmp_path / "sub")
@@ -253,7 +308,7 @@ def test_qm9_with_a_bad_array(tmp_path, name, change, said):
     assert str(caught.value).startswith(f"{tmp_path / 'a.npz'}: ") and "\n" not in str(caught.value)
 
 
-def test_text_that_is_no_utf8_loses_no_structure(tmp_path):
+def test_text_that_is_no_utf8_loses_no_structure(conformer, tmp_path):
     path = tmp_path / "old.sdf"
     with Chem.SDWriter(str(path)) as writer:
         for smiles in ("CCO", "CCN"):
@@ -267,9 +322,14 @@ def test_text_that_is_no_utf8_loses_no_structure(tmp_path):
     found = DOMAIN.read(path)
     assert found.ids.tolist() == before.ids.tolist() == ["of CCO", "of CCN"] and not found.failures
     assert found.labels["maker"].tolist() == ["", "Muller"]
+    path.write_bytes(path.read_bytes().replace(b"maker", "mäker".encode("latin-1"), 1))
+    found = DOMAIN.read(path)
+    assert found.ids.tolist() == ["of CCO", "of CCN"] and not found.failures
+    assert found.labels["maker"].tolist() == ["", "Muller"]
+    np.testing.assert_array_equal(found.labels["activity"], [0.5, 0.5])
 
 
-def test_a_file_without_one_bond_is_told_when_bonds_are_asked_for(tmp_path):
+def test_a_file_without_one_bond_is_told_when_bonds_are_asked_for(conformer, tmp_path):
     path = tmp_path / "loose.sdf"
     with Chem.SDWriter(str(path)) as writer:
         for smiles in ("CCO", "CCN"):

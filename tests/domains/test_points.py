@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from rdkit import Chem
-from rdkit.Chem import Descriptors3D, rdDistGeom
+from rdkit.Chem import Descriptors3D
 
 from consilience.core.errors import ConsilienceError
 from consilience.core.model import Embedding, FoundationModel
@@ -17,30 +17,6 @@ from consilience.core.transformer import CoreConfig
 from consilience.domains.points import conformers, data, denoise, evaluate, figure, shapes
 from consilience.domains.points.domain import DOMAIN
 from consilience.tokenizers.point_records import PointCloud, PointTable
-
-SMILES = ("CCO", "c1ccccc1O", "CC(=O)NC", "CCCCCC", "C1CCNCC1", "OC(=O)c1ccccc1", "CC(C)(C)Cl", "N#CCCBr")
-
-
-def conformer(smiles: str, seed: int = 1) -> Chem.Mol:
-    mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
-    assert rdDistGeom.EmbedMolecule(mol, randomSeed=seed) == 0
-    return mol
-
-
-def clouds() -> list[PointCloud]:
-    mols = [conformer(smiles) for smiles in SMILES]
-    return [
-        PointCloud(m.GetConformer().GetPositions(), [a.GetAtomicNum() for a in m.GetAtoms()], unit="angstrom")
-        for m in mols
-    ]
-
-
-def same(a: PointCloud, b: PointCloud, atol: float = 1e-6) -> bool:
-    return (
-        bool((a.types == b.types).all())
-        and np.allclose(a.positions, b.positions, atol=atol)
-        and a.unit == b.unit
-    )
 
 
 @pytest.fixture
@@ -77,9 +53,9 @@ def test_bundled_is_the_same_from_the_cache_and_from_scratch(small_bundle, tmp_p
     assert (small_bundle.ids == again.ids).all()
 
 
-def test_a_conformer_does_not_depend_on_the_others():
-    molecules = [(f"m{i}", smiles) for i, smiles in enumerate(SMILES)]
-    every, two = conformers.embed(molecules), conformers.embed(molecules[4:6])
+def test_a_conformer_does_not_depend_on_the_others(molecules):
+    named = [(f"m{i}", smiles) for i, smiles in enumerate(molecules)]
+    every, two = conformers.embed(named), conformers.embed(named[4:6])
     for i, name in enumerate(two.ids):
         assert (two.clouds[i].positions == every.clouds[every.ids.index(name)].positions).all()
 
@@ -90,18 +66,12 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(monkeypatch, tmp_
     assert len(conformers.embedded(3).ids) == 3
 
 
-def test_without_the_variable_the_cache_is_the_users(monkeypatch, tmp_path):
-    monkeypatch.delenv("CONSILIENCE_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert conformers.cache_folder() == tmp_path / "consilience"
-
-
 # --- labels ---
 
 
-def test_shapes_equal_rdkits_descriptors():
-    mols = [conformer(smiles) for smiles in SMILES]
-    labels = shapes.shape_labels(PointTable.of(clouds()))
+def test_shapes_equal_rdkits_descriptors(molecules, clouds):
+    mols = list(molecules.values())
+    labels = shapes.shape_labels(PointTable.of(clouds))
     for name, function in (
         ("radius_of_gyration", Descriptors3D.RadiusOfGyration),
         ("asphericity", Descriptors3D.Asphericity),
@@ -118,8 +88,8 @@ def test_shape_of_a_rod_and_of_a_ball():
     np.testing.assert_allclose(labels["npr1"], [0, 1], atol=1e-9)
 
 
-def test_tasks_put_known_labels_first_and_tell_numbers_from_classes():
-    table = PointTable.of(clouds())
+def test_tasks_put_known_labels_first_and_tell_numbers_from_classes(clouds):
+    table = PointTable.of(clouds)
     labels = shapes.shape_labels(table) | {
         "gap_ev": np.ones(8),
         "activity": np.arange(8.0),
@@ -223,17 +193,17 @@ def test_embedding_as_parquet(tmp_path, small_bundle):
 # --- figure ---
 
 
-def test_bonds_of_a_conformer_are_those_of_the_molecule():
-    for smiles, cloud in zip(SMILES, clouds()):
+def test_bonds_of_a_conformer_are_those_of_the_molecule(molecules, clouds):
+    for smiles, cloud in zip(molecules, clouds):
         mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
         truth = {tuple(sorted((b.GetBeginAtomIdx(), b.GetEndAtomIdx()))) for b in mol.GetBonds()}
         assert {tuple(pair) for pair in figure.bonds(cloud).tolist()} == truth
 
 
-def test_a_perfect_denoiser_recovers_the_clouds():
+def test_a_perfect_denoiser_recovers_the_clouds(clouds):
     """The exact velocity field of one known cloud carries its noised version back to it."""
-    tokenizer = DOMAIN.tokenizer.fit(clouds())
-    tokens = tokenizer.encode(clouds())
+    tokenizer = DOMAIN.tokenizer.fit(clouds)
+    tokens = tokenizer.encode(clouds)
     clean = tokenizer.spec.standardise(tokens.values)
 
     class Perfect:

@@ -12,7 +12,7 @@ from consilience.core.model import FoundationModel
 from consilience.core.objectives import Masked, NextToken
 from consilience.core.training_config import TrainingConfig
 from consilience.core.transformer import CoreConfig
-from consilience.domains import supervised
+from consilience.domains import headed, supervised
 from consilience.domains.base import Task
 from consilience.domains.molecules.domain import DOMAIN
 from consilience.domains.preparation import Prepared, prepare
@@ -120,14 +120,14 @@ def test_early_stopping_keeps_the_best(prepared) -> None:
     assert found.best_step == min(losses, key=losses.__getitem__) < found.steps <= 40
     # What came back reaches the loss of that step.
     target = supervised._Target.of(prepared.collection.labels["logP"][prepared.split.train], LOGP)
-    run = supervised.HeadedModel(model=found.model, head=found.head, name="molecules", target=target)
+    run = headed.HeadedModel(model=found.model, head=found.head, name="molecules", target=target)
     wanted = target.encode(prepared.collection.labels["logP"][prepared.split.validation])
     with torch.no_grad():
         loss = target.loss(run.outputs(prepared.records("validation")), wanted)
     assert float(loss) == pytest.approx(losses[found.best_step], abs=1e-4)
     worse = [loss for step, loss in found.curve if step > found.best_step]
     assert min(worse) > losses[found.best_step]
-    assert found.steps == 40 or len(worse) == supervised.PATIENCE
+    assert found.steps == 40 or len(worse) == headed.PATIENCE
 
 
 def test_a_part_of_the_labels(prepared) -> None:

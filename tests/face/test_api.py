@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 import consilience
-from consilience import ConsilienceError
+from consilience import ConsilienceError, CoreConfig, FoundationModel
+from consilience.core.objectives import Masked
 
 HEAVY = (
     "torch",
@@ -92,6 +93,107 @@ def test_embed_a_collection_and_layers(trained, files) -> None:
         consilience.embed(trained, collection, layer=2)
     with pytest.raises(ConsilienceError, match="unknown pool"):
         consilience.embed(trained, collection, pool="median")
+
+
+def untrained(science: str, records, **options) -> FoundationModel:
+    """A small model of any objective, to be given records."""
+    tokenizer = consilience.registry.domain(science).tokenizer.fit(records, **options)
+    return FoundationModel(CoreConfig(width=16, depth=1, heads=2), {science: tokenizer}, Masked())
+
+
+def test_an_anndata_is_read_as_its_file(files, tmp_path) -> None:
+    import anndata
+
+    adata = anndata.read_h5ad(files["cells"])
+    model = untrained("cells", consilience.registry.domain("cells").read(files["cells"]).records)
+    adata.layers["counts"] = adata.X.copy()
+    adata.X = np.log1p(adata.X.toarray())
+    adata.obs["total_counts"] = np.asarray(adata.layers["counts"].sum(1)).ravel() + 7
+    adata.layers["counts"][3] = 0
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    whole = consilience.embed(model, tmp_path / "a.h5ad")
+    for found in (consilience.embed(model, adata), model.embed(adata), model.embed(adata[:, :])):
+        np.testing.assert_array_equal(found.vectors, whole.vectors)
+        assert found.ids.tolist() == whole.ids.tolist() and found.ids[0] == "cell-0"
+        assert [(f.index, f.id) for f in found.failures] == [(3, "cell-3")]
+    consilience.embed(model, adata, out=tmp_path / "b.h5ad")
+    back = anndata.read_h5ad(tmp_path / "b.h5ad")
+    assert (
+        back.obs_names.tolist() == adata.obs_names.tolist() and np.isnan(back.obsm["X_consilience"][3]).all()
+    )
+    backed = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    np.testing.assert_array_equal(model.embed(backed).vectors, whole.vectors)
+    assert (
+        model.embed(adata[:0]).vectors.shape == consilience.embed(model, adata[:0]).vectors.shape == (0, 16)
+    )
+    with pytest.raises(ConsilienceError, match="AnnData given holds no matrix"):
+        model.embed(anndata.AnnData(obs=adata.obs, var=adata.var))
+    normalised = anndata.AnnData(X=adata.X, obs=adata.obs, var=adata.var, layers={"mine": adata.X})
+    with pytest.raises(
+        ConsilienceError, match=r"raw counts are needed: .*copy the right one to layers.*: mine$"
+    ):
+        model.embed(normalised)
+
+
+@pytest.mark.parametrize("science", ["cells", "galaxies", "molecules", "points"])
+def test_what_is_no_record_is_told_in_one_line(science, files) -> None:
+    import anndata
+
+    records = consilience.registry.domain(science).read(files[science]).records
+    model = untrained(science, records)
+    other = ["CCO"] if science != "molecules" else [np.ones(3)]
+    wrong = [
+        other,
+        {"a": 1},
+        pd.DataFrame({"a": [1.0]}),
+        [{"flux": [1.0]}],
+        3,
+        (text for text in ["C"]),
+        [None],
+    ]
+    wrong += [] if science == "cells" else [anndata.AnnData(np.ones((2, 3)))]
+    for given in wrong:
+        for embed in (model.embed, lambda given: consilience.embed(model, given)):
+            with pytest.raises(ConsilienceError, match=f"^{science}: pass an? .*, not ") as caught:
+                embed(given)
+            assert "\n" not in str(caught.value)
+    for given in (None, "CCO"):
+        with pytest.raises(ConsilienceError, match=f"^{science}: pass "):
+            model.embed(given)
+    assert model.embed([]).vectors.shape == consilience.embed(model, []).vectors.shape == (0, 16)
+    if science != "cells":
+        mixed = [None, records[0], {"flux": 1}]
+        for found in (model.embed(mixed), consilience.embed(model, mixed)):
+            assert found.index.tolist() == [1] and [failure.index for failure in found.failures] == [0, 2]
+
+
+def test_records_that_are_all_bad_give_no_vectors(trained) -> None:
+    model = consilience.load(trained)
+    for found in (model.embed(["nonsense", "[Pu]"]), consilience.embed(model, ["nonsense", "[Pu]"])):
+        assert found.vectors.shape == (0, 16) and [failure.index for failure in found.failures] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("how", "options"),
+    [
+        ("embed", {"layer": "a"}),
+        ("embed", {"layer": 0.5}),
+        ("embed", {"batch_size": "a"}),
+        ("embed", {"ids": 3}),
+        ("generate", {"n": 2.5}),
+        ("generate", {"n": "a"}),
+        ("generate", {"n": 2, "temperature": "a"}),
+        ("generate", {"n": 2, "top_k": 1.5}),
+        ("generate", {"n": 2, "top_p": "a"}),
+        ("generate", {"n": 2, "guidance": "a"}),
+        ("generate", {"n": 2, "seed": 1.5}),
+        ("generate", {"n": 2, "batch_size": 1.5}),
+    ],
+)
+def test_options_of_another_type(how, options, trained) -> None:
+    model = consilience.load(trained)
+    with pytest.raises(ConsilienceError, match=list(options)[-1]):
+        model.embed(["CCO"], **options) if how == "embed" else model.generate(**options)
 
 
 def test_resume_must_be_asked_with_the_same_settings(trained, files) -> None:

@@ -44,6 +44,7 @@ def check(result, *said: str) -> None:
         (["train", "molecules", "--out=x", "--objective-options.rate=much"], ["masked", "much"]),
         (["train", "molecules", "--out=x", "--limit=0"], ["limit"]),
         (["train", "molecules", "--out=x", "--init-core=nowhere"], ["no model at nowhere"]),
+        (["train", "molecules", "--out=x", "--training.seed=-1"], ["seed must lie in 0 to"]),
         (["train", "molecules", "--out=nowhere", "--resume"], ["no model at nowhere"]),
         (["train", "molecules", "--out=x", "--config=nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
         (["train", "molecules", "--out=x", "surplus=1"], ["surplus=1"]),
@@ -67,6 +68,11 @@ def check(result, *said: str) -> None:
             ["molecules: max_length must be a whole number, or left out, not 'long'"],
         ),
         (["study", "--preset=quik"], ["quik", "quick"]),
+        (["study", "--data=nowhere", "--out=x", "--dry-run"], ["nowhere: the folder of data does not exist"]),
+        (["study", "--data=nowhere", "--out=x"], ["nowhere: the folder of data does not exist"]),
+        (["study", "--jobs=0", "--out=x", "--dry-run"], ["jobs must be at least 1"]),
+        (["study", "--jobs=0", "--out=x"], ["jobs must be at least 1"]),
+        (["study", "--report-only", "--out=x"], ["x holds no study to report on"]),
     ],
 )
 def test_words(words, said, command, monkeypatch, tmp_path) -> None:
@@ -93,6 +99,7 @@ def bad_records(write, folder) -> dict[str, tuple[str, object, str]]:
     one = np.ones((1, 96), np.float32)
     (folder / "unparsable.smi").write_text("C1CC\n")
     points(folder / "atom.xyz", "C 0 0 0")
+    (folder / "blank.xyz").write_text("\n\n")
     points(folder / "twice.xyz", "C 0 0 0\nO 1 1 1\nN 0 0 0")
     return {
         "no counts": ("cells", write.cells(folder / "zero.h5ad", counts=np.zeros((2, 5))), "counts"),
@@ -105,9 +112,15 @@ def bad_records(write, folder) -> dict[str, tuple[str, object, str]]:
             write.spectra(folder / "grid.npz", 1, flux=one, wavelength=grid[::-1]),
             "increas",
         ),
+        "unit": (
+            "galaxies",
+            write.spectra(folder / "um.npz", 1, flux=one, wavelength=grid / 1e4),
+            "wavelength_unit",
+        ),
         "unparsable": ("molecules", folder / "unparsable.smi", "C1CC"),
         "one atom": ("points", folder / "atom.xyz", "atom.xyz"),
         "same place": ("points", folder / "twice.xyz", "place"),
+        "blank": ("points", folder / "blank.xyz", "the file is empty; it holds no point cloud"),
     }
 
 
@@ -118,9 +131,11 @@ CASES = [
     "all NaN",
     "no weight",
     "grid",
+    "unit",
     "unparsable",
     "one atom",
     "same place",
+    "blank",
 ]
 
 
@@ -235,6 +250,18 @@ def test_embedding_never_replaces_its_input(files, tiny, tmp_path, command) -> N
     before = own.read_bytes()
     check(command("embed", tmp_path / "run", own, "--out", own), "input itself")
     assert own.read_bytes() == before
+
+
+def test_a_pattern_is_embedded_onto_an_old_output(write, files, tiny, tmp_path, command) -> None:
+    run, out = tmp_path / "run", tmp_path / "e.parquet"
+    assert command("train", "galaxies", f"--data={files['galaxies']}", f"--out={run}", *tiny).code == 0
+    for name in ("s_1.npz", "s_2.npz"):
+        write.spectra(tmp_path / name, 2)
+    for _ in range(2):
+        done = command("embed", run, tmp_path / "s_*.npz", "--out", out)
+        assert done.code == 0 and "4 records" in done.out
+    far = write.spectra(tmp_path / "far.npz", 2, wavelength=np.linspace(1e4, 2e4, 96))
+    assert "lie wholly outside of 4000 to 8000 Å" in command("embed", run, far, "--out", out).err
 
 
 def test_an_old_output_survives_a_failed_write(trained, files, tmp_path, command, monkeypatch) -> None:

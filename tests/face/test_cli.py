@@ -217,6 +217,47 @@ def test_tokens(trained, files, command) -> None:
     assert beyond.code == 2 and "rows 0 to 59" in beyond.err
 
 
+def test_rows_of_tokens_are_those_of_the_file(write, tmp_path, command) -> None:
+    counts = np.random.default_rng(0).poisson(1.5, (30, 30))
+    counts[:3] = 0
+    cells = write.cells(tmp_path / "a.h5ad", counts=counts)
+    assert command("tokens", "cells", cells, "--row", 3).out.startswith("cell cell-3: ")
+    flux = np.random.default_rng(0).normal(5.0, 1.0, (8, 96))
+    flux[1] = np.nan
+    spectra = write.spectra(tmp_path / "a.npz", 8, flux=flux)
+    assert command("tokens", "galaxies", spectra, "--row", 7).code == 0
+    good, bad = "3\n\nC 0 0 0\nO 0 0 2\nN 0 3 0\n", "3\n\nXx 0 0 0\nO 0 0 2\nN 0 3 0\n"
+    (tmp_path / "a.xyz").write_text(good + bad + good.replace("3\n\n", "4\n\nC 5 5 5\n", 1))
+    assert command("tokens", "points", tmp_path / "a.xyz", "--row", 2).out.startswith("4 tokens")
+    for science, name, row, why, rows in [
+        ("cells", "a.h5ad", 1, "(cell-1) cannot be read: the cell has no counts", 30),
+        ("galaxies", "a.npz", 1, "every flux is NaN", 8),
+        ("points", "a.xyz", 1, "unknown element 'Xx'", 3),
+    ]:
+        shown = command("tokens", science, tmp_path / name, "--row", row)
+        assert shown.code == 2 and f"{name}: row {row} (" in shown.err and why in shown.err, shown.err
+        shown = command("tokens", science, tmp_path / name, "--row", rows)
+        assert shown.code == 2 and f"rows 0 to {rows - 1}" in shown.err
+
+
+def test_train_counts_what_it_sets_aside(files, tiny, tmp_path, command) -> None:
+    good = files["molecules"].read_text().splitlines()[:12]
+    (tmp_path / "a.smi").write_text(
+        "\n".join(["nonsense a", *good[:6], "C" * 90 + " b", *good[6:], "( c"]) + "\n"
+    )
+    words = ["train", "molecules", "--out", tmp_path / "run", *tiny[:-1], "--tokenizer-options.max_length=80"]
+    shown = command(*words, f"--data={tmp_path / 'a.smi'}")
+    said = " ".join(shown.err.split())
+    assert shown.code == 0 and said.count("set aside") == 1
+    assert (
+        "3 of 15 records set aside, see" in said and "failures.csv; first: line 1: RDKit cannot read" in said
+    )
+    assert len(pd.read_csv(tmp_path / "run" / "failures.csv")) == 3
+    (tmp_path / "good.smi").write_text("\n".join(good) + "\n")
+    shown = command(*words[:2], "--out", tmp_path / "whole", *words[4:], f"--data={tmp_path / 'good.smi'}")
+    assert shown.code == 0 and "set aside" not in shown.err
+
+
 def test_data(tmp_path, command) -> None:
     listed = command("data", "list", "--cache", tmp_path)
     assert listed.code == 0 and all(

@@ -16,6 +16,7 @@ import pytest
 from consilience import datasets, downloads
 from consilience.catalogue import DATASETS, DataSet, Member
 from consilience.core.errors import ConsilienceError
+from consilience.core.files import cache_folder
 
 TABLE = gzip.compress(b"SMILES\nCCO\n", mtime=0)
 CIFS = {"AAA.cif": b"data_AAA", "BBB.cif": b"data_BBB"}
@@ -156,7 +157,7 @@ def test_offline_says_what_to_do_in_one_line(index) -> None:
     assert "could not download tinyset==1.0: No matching distribution" in message
     assert "--data-dir FOLDER" in message
     assert "tinyset-1.0-py3-none-any.whl or points/tiny/table.csv.gz" in message
-    assert not hidden_leftovers(datasets.cache_folder())
+    assert not hidden_leftovers(cache_folder())
 
 
 def test_index_that_brings_another_file(index, monkeypatch) -> None:
@@ -295,14 +296,6 @@ def test_unknown_name_lists_the_known_ones() -> None:
         ConsilienceError, match=r"unknown data set 'QM-9'; did you mean 'qm9'\? known: moses, qm9"
     ):
         datasets.fetch("QM-9")
-
-
-def test_cache_folder_is_the_argument_then_the_variable_then_the_home(monkeypatch, tmp_path) -> None:
-    monkeypatch.setenv("CONSILIENCE_CACHE", str(tmp_path / "variable"))
-    assert datasets.cache_folder(tmp_path) == tmp_path
-    assert datasets.cache_folder() == tmp_path / "variable"
-    monkeypatch.delenv("CONSILIENCE_CACHE")
-    assert datasets.cache_folder() == Path.home() / ".cache" / "consilience"
 
 
 def test_table_tells_sizes_licences_and_state(index, tmp_path) -> None:

@@ -3,16 +3,22 @@
 Symbols of an untrained model are noise, so a vocabulary of two atoms keeps most strings readable as molecules.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 import consilience
+from consilience.cli import INTERRUPTED, main
+from consilience.commands.drawing import Kept
+from consilience.commands.generate import Asked
 from consilience.core.errors import ConsilienceError
 from consilience.core.log_likelihood import of_tokens
 from consilience.core.model import FoundationModel
 from consilience.core.objectives import AnyOrder, Block, Masked, MaskedDiffusion, NextToken
+from consilience.core.training_config import TrainingConfig
 from consilience.core.transformer import CoreConfig
 from consilience.domains.molecules.decoration import holds_scaffold, scaffold_of_pattern, scaffold_patterns
 from consilience.tokenizers.molecules import MoleculeTokenizer
@@ -181,3 +187,124 @@ def test_options_and_what_is_refused(tmp_path, command) -> None:
     shown = command("generate", causal, "--out", out, "--scaffold", "*c1ccc(*)cc1")
     assert shown.code == 2 and "written as a pattern '*c1ccc(*)cc1'" in shown.err
     assert "any-order, masked, masked-diffusion" in shown.err
+    for extra, named in [
+        (["--steps", "3"], "steps=3 is for"),
+        (["--unmask-order=confidence"], "order of its own"),
+    ]:
+        shown = command("generate", causal, "--n", "2", "--out", tmp_path / "b.smi", *extra)
+        assert shown.code == 2 and "error: next-token " in shown.err and named in shown.err, shown.err
+    assert command("generate", causal, "--n", "2", "--out", tmp_path / "b.smi").code == 0
+
+
+@pytest.mark.parametrize("objective", [NextToken(), MaskedDiffusion()], ids=str)
+def test_a_stopped_command_goes_on_with_the_same_numbers(objective, tmp_path, monkeypatch, capsys) -> None:
+    folder, out = model_of(objective).save(tmp_path / "m"), tmp_path / "a.csv"
+    whole = consilience.generate(folder, 50, out=tmp_path / "whole.csv", seed=3, batch_size=20)
+    drawn, draw_one = [], FoundationModel.generate_tokens
+
+    def counted(self, n, **options):
+        drawn.append(n)
+        if drawn[1:] == [20, 20]:  # the first is the trial of the options
+            raise KeyboardInterrupt
+        return draw_one(self, n, **options)
+
+    words = ["generate", str(folder), "--n", "50", "--out", str(out), "--seed", "3", "--batch-size", "20"]
+    with monkeypatch.context() as patched:
+        patched.setattr(FoundationModel, "generate_tokens", counted)
+        assert main(words) == INTERRUPTED
+    assert "20 of 50 records are kept, and the same command goes on" in capsys.readouterr().err
+    assert not out.exists() and len(list(tmp_path.glob(".a.csv.batches/*.safetensors"))) == 1
+    drawn.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            FoundationModel, "generate_tokens", lambda self, n, **o: drawn.append(n) or draw_one(self, n, **o)
+        )
+        assert main(words) == 0
+    assert drawn == [1, 20, 10], "the trial, and what was missing"
+    assert out.read_text() == (tmp_path / "whole.csv").read_text()
+    assert pd.read_csv(out, keep_default_na=False)["smiles"].tolist() == whole
+    assert not list(tmp_path.glob(".*")), "nothing is left beside the output"
+
+
+def test_batches_of_another_command_are_not_taken(tmp_path) -> None:
+    folder, out = model_of(NextToken()).save(tmp_path / "m"), tmp_path / "a.smi"
+    asked = Asked(n=4, seed=1, batch_size=2, pattern=None, scaffold=None, options={})
+    kept = Kept.of(out, folder, asked, "molecules", "cpu")
+    tokens = model_of(NextToken()).generate_tokens(2, seed=1)
+    kept.write(1, tokens)
+    assert consilience.generate(folder, 1, out=out, seed=9), "a command without batches of its own"
+    assert not list(tmp_path.glob(".*"))
+    Kept.of(out, folder, asked, "molecules", "cpu").write(1, tokens)
+    back = Kept.of(out, folder, asked, "molecules", "cpu").read(1)
+    assert back is not None and torch.equal(back.ids, tokens.ids) and torch.equal(back.length, tokens.length)
+    for other in (replace(asked, seed=2), replace(asked, n=5), replace(asked, options={"top_k": 3})):
+        assert Kept.of(out, folder, other, "molecules", "cpu").read(1) is None
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    kept = Kept.of(out, folder, asked, "molecules", "cpu")
+    assert kept.read(1) is None, "another model"
+
+
+def test_a_batch_with_a_context_is_kept_whole(tmp_path) -> None:
+    own = model_of(NextToken()).generate_tokens(3, seed=1)
+    beside = replace(own, context={"points": replace(own, address=own.ids)})
+    kept = Kept(tmp_path)
+    kept.write(0, beside)
+    back = kept.read(0)
+    assert back is not None and torch.equal(back.ids, own.ids) and back.values is None
+    assert torch.equal(back.context["points"].address, own.ids)
+
+
+@pytest.mark.parametrize("objective", [NextToken(), AnyOrder(), MaskedDiffusion()], ids=str)
+def test_half_precision_draws_the_same_kind(objective) -> None:
+    model = model_of(objective)
+    fine = consilience.generate(model, 40, seed=3)
+    half: list[bool] = []
+    hook = model.core.register_forward_pre_hook(lambda *_: half.append(torch.is_autocast_enabled("cpu")))
+    coarse = consilience.generate(model, 40, seed=3, precision="bf16-mixed")
+    hook.remove()
+    assert half[-1] and half == sorted(half), "all but the trial of the options, which comes first"
+    same = np.mean([one == other for one, other in zip(fine, coarse)])
+    assert len(coarse) == 40 and same > 0.3, "few symbols lie at an edge"
+
+
+@pytest.mark.parametrize("name", ["n", "batch_size"])
+def test_a_number_that_is_not_whole(name) -> None:
+    with pytest.raises(ConsilienceError, match=f"{name} must be a whole number, not 2.5"):
+        consilience.generate(model_of(NextToken()), **({"n": 2} | {name: 2.5}))
+
+
+def test_a_precision_that_is_not_known() -> None:
+    with pytest.raises(ConsilienceError, match="unknown precision 'half'"):
+        consilience.generate(model_of(NextToken()), 4, precision="half")
+
+
+def test_the_command_and_the_model_draw_the_same(tmp_path) -> None:
+    for objective in (NextToken(), MaskedDiffusion()):
+        model = model_of(objective)
+        assert consilience.generate(model, 12, seed=5, batch_size=5) == model.generate(
+            12, seed=5, batch_size=5
+        )
+    with pytest.raises(ConsilienceError, match="unknown precision 'half'"):
+        consilience.generate(model, 4, precision="half")
+
+
+def test_a_batch_that_cannot_be_read_is_drawn_again(tmp_path) -> None:
+    kept, tokens = Kept(tmp_path), model_of(NextToken()).generate_tokens(2, seed=1)
+    for place, content in enumerate((b"", b"\x10\0\0\0\0\0\0\0half", None)):
+        kept.write(place, tokens)
+        path = next(tmp_path.glob(f"*{place}.safetensors"))
+        path.write_bytes(path.read_bytes()[:-9] if content is None else content)
+        assert kept.read(place) is None and not path.exists()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_no_generator_takes(seed) -> None:
+    model = model_of(NextToken())
+    for draw in (
+        lambda: consilience.generate(model, 2, seed=seed),
+        lambda: model.generate(2, seed=seed),
+        lambda: model.complete(["CCO"], lambda tokens: tokens.real, seed=seed),
+        lambda: TrainingConfig(seed=seed),
+    ):
+        with pytest.raises(ConsilienceError, match=f"seed must lie in 0 to 9223372036854775807, not {seed}"):
+            draw()

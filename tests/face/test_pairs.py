@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import consilience
 from consilience import registry
 from consilience.commands.given import pairs_of_run
 from consilience.core.errors import ConsilienceError
+from consilience.core.log_likelihood import of_tokens
 from consilience.core.pair_lengths import of_length
 from consilience.core.training import PreTraining
 from consilience.domains.pairing import prepare_pairs, teller
@@ -139,16 +141,22 @@ def test_strings_are_drawn_given_conformers(run, sdf, tmp_path, command) -> None
     assert done.code == 0, done.err
     table = pd.read_csv(out, keep_default_na=False)
     assert table["given"].tolist() == [f"mol-{i}" for i in range(len(MOLECULES)) for _ in range(2)]
-    # The column is log p given the conformer of its own row.
+    # The column is log p given the conformer of its own row, and of no other.
     model = consilience.load(run)
     clouds = registry.domain("points").read(sdf).records
-    scores = model.log_likelihood(
-        [MOLECULES[0]], domain="molecules", context={"points": clouds.take(np.array([0]))}
-    ).values
-    other = model.log_likelihood(
-        [MOLECULES[0]], domain="molecules", context={"points": clouds.take(np.array([30]))}
-    ).values
-    assert scores != other and (table["log_likelihood"] < 0).all()
+    rows = np.arange(len(table)) // 2
+    tokens = model.generate_tokens(
+        len(table), domain="molecules", seed=0, context={"points": clouds.take(rows)}
+    )
+    assert model.tokenizers["molecules"].decode(tokens) == table["smiles"].tolist()
+    own = of_tokens(model, tokens, "molecules").values
+    assert np.allclose(own, table["log_likelihood"], atol=2e-4, rtol=0)
+    assert tokens.context is not None
+    turned = replace(
+        tokens, context={"points": tokens.context["points"].take(np.roll(np.arange(len(table)), 17))}
+    )
+    apart = np.abs(of_tokens(model, turned, "molecules").values - own)
+    assert np.median(apart) > 1e-3, "control: six steps have taught a little of the other modality"
     again = command(
         "generate", run, "--domain=molecules", "--given", sdf, "--n=2", "--out", tmp_path / "2.csv"
     )
@@ -225,6 +233,10 @@ def test_records_are_embedded_beside_their_partners(run, sdf, tmp_path, command)
 def test_evaluate_reads_the_pairs_of_the_run(run, command) -> None:
     done = command("evaluate", run, "--domain=points", "--loss-records=4")
     assert done.code == 0, done.err
+    provenance = consilience.load(run).provenance["data"]["points"]
+    (found,) = json.loads((run / "evaluation.json").read_text())
+    assert found["trained_on"] and found["data"]["fingerprint"] == provenance["fingerprint"]
+    assert found["kind"] == "surrogate" and found["loss_records"] == 4 and np.isfinite(found["loss"])
 
 
 def test_files_of_each_science_are_matched_by_id(sdf, tmp_path, command) -> None:

@@ -9,6 +9,7 @@ import torch
 
 import consilience
 from consilience import pretrained
+from consilience.core.errors import ConsilienceError
 
 NAMES = sorted(pretrained.shipped())
 
@@ -70,3 +71,8 @@ def test_what_is_shipped_is_small_and_works(name) -> None:
     model = consilience.load(name)
     assert model.provenance["outcome"]["interrupted"] is False
     assert len((folder / "README.md").read_text()) > 500
+
+
+def test_a_core_that_ships_can_be_taken_over_by_its_name(tmp_path) -> None:
+    with pytest.raises(ConsilienceError, match="molecules-small has width 192, this one 128"):
+        consilience.train("molecules", out=tmp_path / "run", limit=60, init_core="molecules-small")

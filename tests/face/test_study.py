@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from consilience.core.errors import ConsilienceError
 from consilience.core.training_config import TrainingConfig
 from consilience.core.transformer import CoreConfig
 from consilience.report import write_report
-from consilience.study import Setting, StudyPreset, cell, run_study, workers
+from consilience.study import Setting, StudyPreset, cell, run_study, runner, workers
+from consilience.study import data as sets
 from consilience.study.analysis import analyse
 from consilience.study.evidence import Evidence, floor_of
 from consilience.study.grid import chosen_rates
@@ -309,7 +311,7 @@ def test_presets_name_what_exists() -> None:
         Setting(name="s", domain="cells", variants=(Variant(name="a", objective="masked"),) * 2)
 
 
-def test_bad_questions(tmp_path: Path) -> None:
+def test_bad_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConsilienceError, match="unknown preset 'slow'; known: quick, standard, full"):
         run_study("slow", tmp_path)
     with pytest.raises(ConsilienceError, match="at least one seed"):
@@ -318,3 +320,14 @@ def test_bad_questions(tmp_path: Path) -> None:
         run_study("quick", tmp_path, objectives=["guess"])
     with pytest.raises(ConsilienceError, match="no setting 'rocks' in preset quick; known: cells"):
         chosen_preset("quick", settings=["rocks"])
+    monkeypatch.setenv(sets.FOLDER_VARIABLE, str(tmp_path / "nowhere"))
+    with pytest.raises(ConsilienceError, match="nowhere: the folder of data does not exist"):
+        estimate(chosen_preset("standard"), tmp_path)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ConsilienceError, match="holds no study to report on"):
+        run_study("quick", tmp_path, report_only=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    (tmp_path / "costs.json").write_text("{}")  # of a dry run
+    monkeypatch.setattr(runner, "compute", lambda *_, **__: SimpleNamespace(results=()))
+    with pytest.raises(ConsilienceError, match="holds nothing finished of the study quick"):
+        run_study("quick", tmp_path, report_only=True)

@@ -429,14 +429,21 @@ def test_numbers_that_are_not_counts(value: float, shown: str, view: str) -> Non
     counts = good.counts.toarray()
     counts[150, 4] = value
     bad = CellTable(counts=sp.csr_array(counts), genes=GENES, names=good.names)
-    message = rf"cell cell-150 has {shown} for gene G4, which is not a count.*layers\['counts'\]"
+    message = rf"cell cell-150 has {shown} for gene G4, which is not a count; repair or drop"
     with pytest.raises(UnreadableRecordError, match=message) as caught:
         tokenizer.encode(bad)
     assert caught.value.index == 150
     (failure,) = tokenizer.check(bad)
     assert failure.index == 150 and re.search(message, failure.reason)
-    with pytest.raises(ConsilienceError, match="is not a count"):
-        CellTokenizer.fit(bad, view=view)
+    without = good.take(np.delete(np.arange(200), 150))
+    fitted = CellTokenizer.fit(bad, view=view)
+    assert fitted.state() == CellTokenizer.fit(without, view=view).state(), "bad cells are passed over"
+    counts[:100, 4] = value
+    many = CellTable(counts=sp.csr_array(counts), genes=GENES, names=good.names)
+    with pytest.raises(
+        ConsilienceError, match=r"101 of 200 training cells .*raw counts are needed.*cell cell-0"
+    ):
+        CellTokenizer.fit(many, view=view)
 
 
 def test_cells_without_counts_or_known_genes(view: str) -> None:
@@ -455,6 +462,13 @@ def test_cells_without_counts_or_known_genes(view: str) -> None:
     with pytest.raises(UnreadableRecordError, match="record 12: the cell has no counts; drop it") as caught:
         tokenizer.encode(table.take(np.arange(128, 200)))
     assert caught.value.index == 12
+    counts[:199] = 0
+    assert CellTokenizer.fit(CellTable(counts=sp.csr_array(counts), genes=table.genes), view=view)
+    empty = CellTable(counts=sp.csr_array(counts * 0), genes=table.genes)
+    with pytest.raises(
+        ConsilienceError, match=r"200 of 200 training cells cannot be read; first: .* no counts"
+    ):
+        CellTokenizer.fit(empty, view=view)
 
 
 @pytest.mark.parametrize(

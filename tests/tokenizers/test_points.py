@@ -287,6 +287,11 @@ def two_at_one_place(n: int) -> PointCloud:
         (two_at_one_place(200), "points 1 and 198 stand at one place"),
         (cloud_with(2, np.nan), "point 2 are NaN"),
         (PointCloud(np.eye(3), ["C", "Xx", "N"], unit="angstrom"), "unknown type 'Xx'; known: C, N, O"),
+        (
+            PointCloud(np.eye(3), ["C", "H", "N"], unit="angstrom"),
+            "trained without hydrogens: leave them out with --read-",
+        ),
+        (PointCloud(np.eye(3) * 1e30, ["C", "O", "N"], unit="angstrom"), "coordinates of point 0 hold 1e"),
         (PointCloud(np.eye(3), ["C", "C", "N"]), "unit is none, the tokenizer knows angstrom"),
         (molecule(600), "600 points, more than max_points=500; choose tokens='patches'"),
     ],

@@ -51,6 +51,18 @@ def tokenizer(table: SpectrumTable) -> SpectrumTokenizer:
     return SpectrumTokenizer.fit(table, patch_size=16)
 
 
+def test_a_grid_wholly_outside_of_training_is_told_once(table, tokenizer, caplog):
+    moved = [with_pixels(s, wavelength_angstrom=s.wavelength_angstrom / 10) for s in table]
+    tokenizer.encode(table)
+    tokenizer.encode([with_pixels(table[0], wavelength_angstrom=table.wavelength_angstrom + 6000)])
+    assert not caplog.records
+    for _ in range(2):
+        tokenizer.encode([table[0], *moved])
+    (record,) = caplog.records
+    assert "from 360 to 980 Å lie wholly outside of 3600 to 9800 Å" in record.getMessage()
+    assert "wavelength_unit" in record.getMessage()
+
+
 def test_tokens_hold_scale_then_patches_blue_to_red(table, tokenizer):
     tokens = tokenizer.encode(table)
     assert tokens.length.tolist() == [1 + 7] * 12  # 100 pixels = 6 full patches and a partial one

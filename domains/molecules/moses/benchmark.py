@@ -5,12 +5,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
 
+from consilience.core.errors import ConsilienceError
 from consilience.domains import benchmark
 from consilience.domains.molecules.moses.chemnet import ChemNet
-from consilience.domains.molecules.moses.measures import COLUMNS, PROPERTIES, measure
+from consilience.domains.molecules.moses.measures import COLUMNS, PROPERTIES, measure, nothing_valid
 from consilience.domains.molecules.moses.published import published, source
 from consilience.domains.molecules.moses.references import references
 from consilience.domains.molecules.moses.strings import generated_strings
+from consilience.tokenizers.molecule_notation import parse
+
+
+def _valid(text: str) -> bool:
+    try:
+        return bool(parse(text).GetNumAtoms())
+    except ConsilienceError:
+        return False
 
 
 class Moses(benchmark.Benchmark):
@@ -41,7 +50,9 @@ class Moses(benchmark.Benchmark):
         processes: int = 1,
         on_steps: benchmark.OnSteps = benchmark.silent,
     ) -> list[dict[str, float]]:
-        """See `measures.measure`; the references are computed once."""
+        """See `measures.measure`; the references are computed once, and not for strings of which none is valid."""
+        if not any(_valid(text) for strings in generated for text in strings):
+            return [nothing_valid() for _ in generated]
         against = references(folder, cache, net=self.net, processes=processes, on_steps=on_steps)
         return [
             measure(strings, against, net=self.net, processes=processes, on_steps=on_steps)

@@ -64,10 +64,10 @@ def measure(
         processes=processes,
         on_strings=on_steps("generated molecules", len(strings)),
     )
-    found = dict.fromkeys((*COLUMNS, *PROPERTIES), float("nan"))
-    found["valid"] = len(facts.smiles) / facts.generated
+    found = nothing_valid()
     if not facts.smiles:
         return found
+    found["valid"] = len(facts.smiles) / facts.generated
     for k in UNIQUE:
         first = facts.smiles[:k]
         found[f"unique@{k}"] = len(set(first)) / len(first)
@@ -90,6 +90,11 @@ def measure(
     for name, values in against.sets["Test"].facts.properties.items():
         found[name] = float(wasserstein_distance(values, facts.properties[name]))
     return found
+
+
+def nothing_valid() -> dict[str, float]:
+    """The columns where not one string is valid: there is nothing to say of the others."""
+    return dict.fromkeys((*COLUMNS, *PROPERTIES), float("nan")) | {"valid": 0.0}
 
 
 def cosine(one: Counter[str], other: Counter[str]) -> float:

@@ -9,7 +9,7 @@ from consilience.commands.console import Interrupted, bar, console, say
 from consilience.commands.models import pick_device
 from consilience.commands.parser import CommandParser
 from consilience.core.errors import ConsilienceError
-from consilience.core.files import replacing, try_writing
+from consilience.core.files import cache_folder, replacing, try_writing
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -66,7 +66,7 @@ def benchmark(
         nothing = [dict.fromkeys((*chosen.columns, *chosen.further), 0.0)]
         try_writing(target, chosen.results([target], [[]], nothing).write)
     folder = datasets.fetch(chosen.dataset, cache_dir=cache, data_dir=data_dir, progress=progress)
-    kept = datasets.cache_folder(cache) / "benchmarks" / chosen.name
+    kept = cache_folder(cache) / "benchmarks" / chosen.name
     with bar("steps", shown=progress) as shown:
 
         def on_steps(what: str, steps: int) -> Callable[[int], object]:

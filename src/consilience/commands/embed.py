@@ -51,8 +51,8 @@ def embed(
 
     Args:
         model: the folder of a run; in Python also a loaded model.
-        data: a file, or the name of a fetched data set; in Python also records or a Collection. The bundled
-            data where left out.
+        data: a file, or the name of a fetched data set; in Python also records (a list of SMILES, an AnnData) or a
+            Collection. The bundled data where left out.
         out: where to write: .h5ad for cells (a copy of the input with .obsm["X_consilience"]), .parquet for all.
         domain: the science; needed only where the model knows several.
         layer: -1 is the final normalised state, 0 the embedding, 1..L the state after that block.
@@ -69,7 +69,8 @@ def embed(
 
     Returns:
         The vectors with the ids of their records. Records that could not be read or tokenized are in `failures`
-        with reasons, never zeros; for a file, `index` counts its records, the unreadable ones included.
+        with reasons, never zeros; for a file, `index` counts its records, the unreadable ones included. Of records in
+        memory none need be readable: there are then no vectors.
     """
     import numpy as np
 
@@ -155,8 +156,9 @@ def embed_to(
     name = network.domain_of(domain) if science is None else science.name
     reading = Reading(domain=name, layer=layer, pool=pool, batch_size=batch_size, precision=precision)
     source = find_data(data) if read and data is not None else None
-    opened = _Opened(science, source, None if read else data, read_options or {})
-    if target is not None and source is not None and target.exists() and target.samefile(source):
+    opened = _Opened(science, source, None if read else _collected(data, network, name), read_options or {})
+    there = target is not None and target.exists() and source is not None and source.exists()  # no pattern
+    if target is not None and source is not None and there and target.samefile(source):
         raise ConsilienceError(f"{target} is the input itself; write the embedding to another file")
     written, width = 0, network.core_config.width
     partners = None if given is None else shown_by(network, folder, name, find_data(given), 1)
@@ -187,7 +189,7 @@ def embed_to(
             shown.update(task, advance=len(piece.vectors) + len(piece.failures))
         if target is not None:
             write_failures(failures, target)
-        if not written:
+        if not written and (read or target is not None):  # of records in memory nothing is an answer too
             listed = f" (all in {failures_path(target)})" if target is not None else ""
             raise ConsilienceError(
                 f"{opened.told}: none of {len(failures)} records can be embedded{listed}; "
@@ -235,7 +237,7 @@ class _Opened:
 
     science: "Domain | None"
     source: Path | None
-    given: Any
+    given: "Collection | None"
     options: Mapping[str, Any]
 
     @property
@@ -249,7 +251,7 @@ class _Opened:
         from consilience.domains.preparation import stream_collection
 
         if self.given is not None:
-            return pieces_of(_collected(self.given), size)
+            return pieces_of(self.given, size)
         assert self.science is not None
         return stream_collection(self.science, self.source, self.options, size)
 
@@ -258,7 +260,7 @@ class _Opened:
         from consilience.domains.preparation import load_collection
 
         if self.given is not None:
-            return _collected(self.given)
+            return self.given
         assert self.science is not None
         return load_collection(self.science, self.source, self.options)
 
@@ -318,16 +320,18 @@ def _by_ray(
     return ray.run(job, target, workers=workers)
 
 
-def _collected(data: Any) -> "Collection":
-    """Records given in Python, as a Collection."""
+def _collected(data: Any, network: "FoundationModel", domain: str) -> "Collection":
+    """Records given in Python, as a Collection; ConsilienceError for what holds none of this science."""
     import numpy as np
 
     from consilience.core.records import Collection
 
     if isinstance(data, Collection):
         return replace(data, failures=())
-    ids = np.array([str(i) for i in range(len(data))])
-    return Collection(records=data, ids=ids, source="the records given", origin="user", fingerprint="")
+    tokenizer = network.tokenizers[domain]
+    names, records = tokenizer.names(data), tokenizer.accept(data)
+    ids = np.array([str(i) for i in range(len(records))]) if names is None else names
+    return Collection(records=records, ids=ids, source="the records given", origin="user", fingerprint="")
 
 
 def _check_target(science: "Domain", opened: _Opened, target: Path) -> None:

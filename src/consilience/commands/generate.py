@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consilience.commands.conditions import COMPARED, nearness, parse_conditions
-from consilience.commands.console import bar, say
-from consilience.commands.given import Shown, shown_by
+from consilience.commands.console import say
+from consilience.commands.drawing import Kept, draw
+from consilience.commands.given import shown_by
 from consilience.commands.models import find_data, open_model, science_of
 from consilience.commands.parser import CommandParser
 from consilience.core.errors import ConsilienceError
@@ -15,9 +16,9 @@ from consilience.core.files import replacing, try_writing
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
-    from torch import Tensor
 
     from consilience.core.batch import TokenBatch
+    from consilience.core.embed import Precision
     from consilience.core.model import FoundationModel
     from consilience.core.sampling import UnmaskOrder
     from consilience.domains.base import Domain
@@ -44,10 +45,11 @@ def generate(
     guidance: float = 0.0,
     given: str | Path | None = None,
     batch_size: int = 256,
+    precision: "Precision" = "32-true",
     device: str = "auto",
     progress: bool = False,
 ) -> Any:
-    """Generate new records.
+    """Generate new records. With `out`, a command that was stopped goes on with the same numbers when given again.
 
     Args:
         model: the folder of a run; in Python also a loaded model.
@@ -70,6 +72,7 @@ def generate(
         given: a file of the other modality, for a model that was trained on pairs: every new record is drawn given one
             record of it (--domain molecules --given conformers.sdf); tables name that in a column.
         batch_size: records at a time; part of what a seed means.
+        precision: 32-true, or bf16-mixed (faster where the hardware has it, other records of the same kind).
         device: cpu, cuda, or auto: a GPU when there is one.
         progress: show a bar with the rate and the time left.
 
@@ -83,6 +86,7 @@ def generate(
         n=n,
         seed=seed,
         batch_size=batch_size,
+        precision=precision,
         pattern=pattern,
         scaffold=scaffold,
         conditions=dict(conditions or {}),
@@ -100,6 +104,7 @@ class Asked:
         n: records.
         seed: of all randomness.
         batch_size: records at a time.
+        precision: see `generate`.
         pattern: see `generate`.
         scaffold: see `generate`.
         options: of the sampler.
@@ -113,6 +118,7 @@ class Asked:
     pattern: str | None
     scaffold: str | None
     options: Mapping[str, Any]
+    precision: "Precision" = "32-true"
     conditions: Mapping[str, float] = field(default_factory=dict)
     given: Path | None = None
 
@@ -123,8 +129,14 @@ class Asked:
             raise ConsilienceError(f"batch_size must be at least 1, not {self.batch_size}")
         if self.pattern is not None and self.scaffold is not None:
             raise ConsilienceError("give a pattern or a scaffold, not both")
+        from consilience.core.embed import check_precision
+        from consilience.core.options import check_seed, check_whole
         from consilience.core.sampling import Sampling
 
+        check_whole("n", self.n)
+        check_whole("batch_size", self.batch_size)
+        check_seed(self.seed)
+        check_precision(self.precision)
         Sampling.of(dict(self.options))
 
 
@@ -166,14 +178,17 @@ def produce(
     told = network.conditions_of(name).rows(asked.conditions, asked.n) if asked.conditions else None
     first = None if told is None else told[:1]
     beside = None if shown is None else shown.take(range(1))
-    # Options are refused before the work.
-    one = network.generate_tokens(1, domain=name, conditions=first, context=beside, **{**options, "steps": 1})
+    # Options are refused before the work, which is short where steps can be chosen.
+    trial = {**options, "steps": 1} if network.objective.has_steps else options
+    one = network.generate_tokens(1, domain=name, conditions=first, context=beside, **trial)
     if target is None or science is None:
-        tokens = _in_batches(network, asked, name, progress, options, told, shown)
+        tokens = draw(network, asked, name, options, progress=progress, told=told, given=shown)
         return Produced(records=network.tokenizers[name].decode(tokens), summary="")
     decode = network.tokenizers[name].decode
     try_writing(target, lambda path: science.write_records(decode(one), path))
-    tokens = _in_batches(network, asked, name, progress, options, told, shown)
+    several = folder is not None and asked.n > asked.batch_size
+    kept = Kept.of(target, folder, asked, name, network.device.type) if several and folder else None
+    tokens = draw(network, asked, name, options, progress=progress, told=told, given=shown, kept=kept)
     records = decode(tokens)
     columns: dict[str, Any] = {} if shown is None else {"given": shown.ids}
     summary = science.summary(records)
@@ -186,7 +201,7 @@ def produce(
         def unconditional() -> Any:
             fewer, plain = replace(asked, n=min(asked.n, COMPARED)), {**options, "guidance": 0.0}
             part = None if shown is None else shown.first(fewer.n)
-            return decode(_in_batches(network, fewer, name, progress, plain, None, part))
+            return decode(draw(network, fewer, name, plain, progress=progress, given=part))
 
         near = nearness(science, network.conditions_of(name), asked.conditions, records, unconditional)
         columns |= near.columns
@@ -195,6 +210,7 @@ def produce(
         columns |= _log_likelihoods(network, name, tokens, asked.seed)
     with replacing(target) as part:
         science.write_records(records, part, columns)
+    Kept.forget(target)
     return Produced(records=records, summary=summary)
 
 
@@ -247,6 +263,7 @@ def new_parser() -> CommandParser:
     parser.option("--guidance", type=float)
     parser.option("--given", type=str | None, metavar="FILE")
     parser.option("--batch-size", type=int)
+    parser.option("--precision", type=str)
     parser.option("--device", type=str)
     return parser
 
@@ -265,42 +282,3 @@ def run(options: "Namespace") -> None:
     asked = Asked(**chosen, conditions=conditions, options=own)
     made = produce(plain.pop("model"), asked, **plain, progress=True)
     say(f"{options.out}: {made.summary}")
-
-
-def _in_batches(
-    model: "FoundationModel",
-    asked: Asked,
-    domain: str,
-    progress: bool,
-    options: Mapping[str, Any],
-    told: "Tensor | None",
-    given: "Shown | None",
-) -> "TokenBatch":
-    """`model.generate` batch by batch with a bar; the first batch has the seed itself, later ones their own."""
-    import numpy as np
-
-    from consilience.core.batch import TokenBatch
-
-    done = []
-    with bar("records", shown=progress) as shown:
-        task = shown.add_task("generating", total=asked.n, note="")
-        for place, first in enumerate(range(0, asked.n, asked.batch_size)):
-            count = min(asked.batch_size, asked.n - first)
-            own = (
-                int(np.random.SeedSequence([asked.seed, place]).generate_state(1)[0]) if place else asked.seed
-            )
-            rows = None if told is None else told[first : first + count]
-            beside = None if given is None else given.take(range(first, first + count))
-            done.append(
-                model.generate_tokens(
-                    count,
-                    domain=domain,
-                    seed=own,
-                    batch_size=count,
-                    conditions=rows,
-                    context=beside,
-                    **options,
-                )
-            )
-            shown.update(task, advance=count)
-    return TokenBatch.concatenate(done)

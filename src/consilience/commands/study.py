@@ -43,10 +43,12 @@ def study(
         The path of report.html (of the folder, for a dry run).
     """
     from consilience.study import run_study
+    from consilience.study.runner import check_asked
 
     folder = Path(out).expanduser()
     place = None if data is None else Path(data).expanduser()
     if dry_run:
+        check_asked(place, jobs)
         _show_grid(preset, folder, place, seeds, settings, objectives, steps, jobs)
         return folder
     return run_study(

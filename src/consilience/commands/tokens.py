@@ -14,6 +14,7 @@ from consilience.pretrained import model_folder
 if TYPE_CHECKING:
     from jsonargparse import Namespace
 
+    from consilience.core.records import Collection
     from consilience.domains.base import Domain
 
 FITTED_ON = 500
@@ -34,7 +35,7 @@ def tokens(
     Args:
         domain: the science.
         record: a file, or a SMILES string for molecules; default: the bundled data.
-        row: which record of the file, from 0.
+        row: which record of the file, from 0, unreadable ones counted.
         model: the folder of a run whose tokenizer to use; default: one fitted on the first records of the file.
         tokenizer_options: of the tokenizer that is fitted, such as --tokenizer-options.view ranks.
         read_options: of the reader of the file.
@@ -54,21 +55,37 @@ def tokens(
             raise ConsilienceError("the tokenizer of a model has its options; leave out --tokenizer-options")
     if record is not None and _is_text(science, record):
         records: Any = [str(record)]
+        place, where = 0, ""
     else:
         collection = read_collection(science, record, read_options)
-        records = collection.records
-        if not 0 <= row < len(records):
-            raise ConsilienceError(
-                f"row {row} does not exist: {collection.source} has rows 0 to {len(records) - 1}"
-            )
+        records, where = collection.records, f"{collection.source}: row {row} cannot be tokenized: "
+        place = _place_of(collection, row)
     if fitted is None:
         first = take_records(records, range(min(len(records), FITTED_ON)))
         fitted = science.tokenizer.fit(first, **(tokenizer_options or {}))
-    one = take_records(records, [row] if len(records) > 1 else [0])
+    one = take_records(records, [place])
     refused = fitted.check(one)
     if refused:
-        raise ConsilienceError(refused[0].reason)
+        raise ConsilienceError(f"{where}{refused[0].reason}")
     return fitted.describe(one[0])
+
+
+def _place_of(collection: "Collection", row: int) -> int:
+    """Where a row of the source stands among the readable records; ConsilienceError for one that is none of them."""
+    from consilience.domains.pieces import places_in_source
+
+    places = places_in_source(collection)
+    total = len(collection) + (0 if places is None else len(collection.failures))
+    if not 0 <= row < total:
+        raise ConsilienceError(f"row {row} does not exist: {collection.source} has rows 0 to {total - 1}")
+    if places is None:  # the source counts in another way (files of a folder): readable records alone
+        return row
+    for failure in collection.failures:
+        if failure.index == row:
+            raise ConsilienceError(
+                f"{collection.source}: row {row} ({failure.id}) cannot be read: {failure.reason}"
+            )
+    return int(places.searchsorted(row))
 
 
 def _is_text(science: "Domain", record: str | Path) -> bool:

@@ -23,6 +23,7 @@ from consilience.commands.models import find_data
 from consilience.commands.parser import CommandParser
 from consilience.core.errors import ConsilienceError
 from consilience.domains.settings import SETTINGS, check_same, read_settings
+from consilience.pretrained import model_folder
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -90,7 +91,8 @@ def train(
         alone: share of the steps of pairs that predict one modality without the others.
         core: size and options of the transformer.
         training: steps, batch size, learning rate and so on.
-        init_core: start from the core of the model in this folder, whatever its science.
+        init_core: start from the core of the model in this folder, or of one that comes with the package, whatever its
+            science.
         resume: go on with the run in `out`; its own settings count.
         progress: show a bar with the rate and the time left.
 
@@ -133,7 +135,7 @@ def train(
         "weights": dict(weights or {}),
         "limit": limit,
         "parts": None if parts is None else list(parts),
-        "init_core": None if init_core is None else str(Path(init_core).expanduser().absolute()),
+        "init_core": None if init_core is None else str(model_folder(init_core).absolute()),
         "core": asdict(asked),
         "training": asdict(how),
     }
@@ -166,7 +168,7 @@ def train(
     if resume:
         check_same(folder, settings)
     elif init_core is not None:
-        read_config(Path(init_core).expanduser())  # a wrong folder is told before the data are read
+        read_config(model_folder(init_core))  # a wrong folder is told before the data are read
     return train_domains(
         chosen,
         build_objective(objective, objective_options or {}),
@@ -182,7 +184,7 @@ def train(
         conditions=wanted,
         alone=alone if pairs else None,
         weights=weights,
-        init_core=None if init_core is None else Path(init_core).expanduser(),
+        init_core=None if init_core is None else model_folder(init_core),
         settings=settings,
         progress=progress,
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from consilience.core.files import replace_text, replacing
+from consilience.core.files import replace_text, replacing, without_nan
 from consilience.domains.labelled_split import write_split
 from consilience.properties.question import OF_DATA_ALONE, Question
 from consilience.properties.rows import TITLES, Predicted, Tell, predict_row
@@ -118,7 +118,7 @@ def fill_table(question: Question, rows: Sequence[str], folder: Path, tell: Tell
             _write(path, key, *kept)
         done[row] = kept
         table = _table(question, done, folder)
-        replace_text(folder / "table.json", json.dumps(asdict(table), indent=1))
+        replace_text(folder / "table.json", json.dumps(without_nan(asdict(table)), indent=1))
         replace_text(folder / "table.md", markdown(table))
     assert table is not None
     return table

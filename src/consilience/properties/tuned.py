@@ -25,7 +25,7 @@ from consilience.core.files import replace_text
 from consilience.core.lora import LoraOptions, adapter_state, add_adapters, load_adapters, merge_adapters
 from consilience.core.records import Failure, take_records
 from consilience.domains.finetuning import PropertyTarget, Tuned
-from consilience.domains.supervised import HeadedModel
+from consilience.domains.headed import HeadedModel
 from consilience.pretrained import model_folder, shipped
 from consilience.properties.question import Question
 

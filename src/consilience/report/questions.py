@@ -241,7 +241,10 @@ def _judge(effects: Named) -> Answer:
     if count["above"] and count["below"]:
         return text, MIXED
     if count["above"] or count["below"]:
-        return text, YES if count["above"] else NO
+        decided = count["above"] + count["below"]
+        verdict = YES if count["above"] else NO
+        few = "" if decided == len(effects) else f" in {decided} of {len(effects)}, undecided in the others"
+        return text, verdict + few
     return text, OPEN if count["unclear"] else "undecided: no interval"
 
 

@@ -22,6 +22,8 @@ from consilience.study.plan import Setting, StudyPreset, Variant
 
 logger = logging.getLogger(__name__)
 
+COSTS = "costs.json"
+"""The costs of steps in the folder of a study; written when it begins."""
 COUNTED_STEPS = 4
 """Steps whose operations are counted for the cost of a variant."""
 
@@ -78,6 +80,8 @@ def open_bench(
     Returns:
         The bench, and the preset with the settings that are there, their tasks and tokenizers filled in.
     """
+    if any(setting.data is not None for setting in preset.settings):
+        sets.data_folder(data)  # a folder that is none is an error, one without some of the data is not
     prepared: dict[tuple[str, str], Prepared] = {}
     settings = []
     for setting in preset.settings:
@@ -97,7 +101,7 @@ def open_bench(
         raise ConsilienceError("none of the data of this study are at hand; see the warnings above")
     preset = replace(preset, settings=tuple(settings))
     tell("counting operations")
-    costs = _costs(preset, prepared, folder / "costs.json")
+    costs = _costs(preset, prepared, folder / COSTS)
     return Bench(preset=preset, prepared=prepared, costs=costs), preset
 
 

@@ -12,9 +12,6 @@ import torch
 from consilience.core.embed import embed_readouts
 from consilience.core.errors import ConsilienceError
 from consilience.core.information import (
-    ErasureProfile,
-    Estimate,
-    GaussianProfile,
     erasure_profile,
     gaussian_profile,
     profiled_by,
@@ -22,6 +19,7 @@ from consilience.core.information import (
 from consilience.core.model import FoundationModel
 from consilience.core.objectives import Objective
 from consilience.core.objectives.base import weakened
+from consilience.core.profiles import ErasureProfile, Estimate, GaussianProfile
 from consilience.core.readouts import candidates
 from consilience.core.records import take_records
 from consilience.domains.preparation import Prepared

@@ -13,10 +13,12 @@ import torch
 
 from consilience import registry
 from consilience.core.errors import ConsilienceError
+from consilience.core.options import check_whole
 from consilience.core.progress import progress_bar
 from consilience.domains.preparation import Prepared
 from consilience.environment import peak_memory_mib, usable_cpus, versions
-from consilience.study.bench import Bench, open_bench
+from consilience.study import data as sets
+from consilience.study.bench import COSTS, Bench, open_bench
 from consilience.study.grid import (
     Job,
     Rates,
@@ -33,6 +35,9 @@ from consilience.study.results import Result
 from consilience.study.workers import run_jobs
 
 logger = logging.getLogger(__name__)
+
+FACTS = "study.json"
+"""What was asked, on what machine and data; written when a study ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +96,31 @@ def run_study(
     Returns:
         The path of `report.html`.
     """
+    check_asked(data, jobs)
     chosen = chosen_preset(preset, seeds=seeds, settings=settings, objectives=objectives, steps=steps)
+    if report_only and not any((out / name).is_file() for name in (FACTS, COSTS)):
+        raise ConsilienceError(f"{out} holds no study to report on; leave out --report-only to run one there")
     study = compute(chosen, out, data=data, processes=0 if report_only else jobs, progress=progress)
+    if report_only and not study.results:
+        raise ConsilienceError(
+            f"{out} holds nothing finished of the study {preset} as asked for; name its preset and options, or leave "
+            "out --report-only to run it"
+        )
     from consilience.report import print_table, write_report
 
     path = write_report(study)
     if progress:
         print_table(study)
     return path
+
+
+def check_asked(data: Path | None, jobs: int | None) -> None:
+    """Raise ConsilienceError for a named folder of data that is none, or jobs at a time that would run nothing."""
+    if data is not None:
+        sets.data_folder(data)
+    check_whole("jobs", jobs)
+    if jobs is not None and jobs < 1:
+        raise ConsilienceError(f"jobs must be at least 1 at a time, not {jobs}")
 
 
 def chosen_preset(
@@ -183,7 +205,7 @@ def compute(
         folder=folder,
         seconds=time.perf_counter() - begin,
     )
-    (folder / "study.json").write_text(json.dumps(_facts(study), indent=1, default=str))
+    (folder / FACTS).write_text(json.dumps(_facts(study), indent=1, default=str))
     return study
 
 
