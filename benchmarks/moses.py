@@ -4,6 +4,8 @@ Every objective and seed trains the same core on 99% of the official training se
 held-out loss) for the same number of measured operations, writes 30,000 strings, and is scored on all columns beside
 the published rows. Shares of the budget (seed 0, each with a whole schedule of its own) give the curve of FCD against
 training tokens. Everything is kept in `--work`: what was stopped, also by `--minutes`, goes on with the same command.
+The scores of every model are added to `moses_models.json` in the folder of results, so that a machine without the
+models adds its rows to those that are there.
 
     python benchmarks/moses.py --minutes 120 --jobs 2
     python benchmarks/moses.py --only 'next-token-seed1,any-order-*'  # some of the models
@@ -188,38 +190,54 @@ def look(job: Job, work: Path, clock: Clock) -> bool:
     return True
 
 
-def values(job: Job, work: Path) -> dict[str, float] | None:
-    """Column -> value, where it has been scored."""
-    path = work / "scores" / f"{job.name}.json"
-    if not path.is_file():
-        return None
-    found: dict[str, float] = json.loads(path.read_text())["mean"]
-    return found
+@dataclass(frozen=True)
+class Scored:
+    """A model that has been scored: the tokens it was trained on, and its columns."""
+
+    job: Job
+    tokens: float
+    mean: dict[str, float]
 
 
-def outcome(job: Job, work: Path) -> dict[str, Any]:
-    """What its training did."""
-    config = json.loads((work / "models" / job.name / "config.json").read_text())
-    found: dict[str, Any] = config["provenance"]["outcome"]
-    return found
+def scored_models(work: Path, out: Path, settings: dict[str, Any]) -> list[Scored]:
+    """Those of `work` and, with the same settings, those that `out` holds already; both are kept in `out`."""
+    kept = out / "moses_models.json"
+    found: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.is_file() else []
+    for path in sorted((work / "scores").glob("*.json")):
+        config = json.loads((work / "models" / path.stem / "config.json").read_text())
+        row = {
+            "name": path.stem,
+            "tokens": config["provenance"]["outcome"]["tokens"],
+            "mean": json.loads(path.read_text())["mean"],
+            "settings": settings,
+        }
+        found = [other for other in found if (other["name"], other["settings"]) != (path.stem, settings)]
+        found.append(row)
+    found.sort(key=lambda row: row["name"])
+    if found:
+        out.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(found, indent=1) + "\n")
+    return [
+        Scored(Job.of(row["name"]), row["tokens"], row["mean"])
+        for row in found
+        if row["settings"] == settings
+    ]
 
 
-def table(jobs: Sequence[Job], work: Path, out: Path, notes: list[str]) -> None:
+def table(scored: Sequence[Scored], out: Path, notes: list[str]) -> None:
     """Our rows beside the published ones."""
     columns = list(registry.benchmark("moses").columns)
     report = Report(
         "moses", "MOSES: models of one core beside the published ones", ["model", "tokens", "seeds", *columns],
         packages=("rdkit", "fcd_torch"), notes=notes,
     )  # fmt: skip
-    groups: dict[tuple[str, float], list[Job]] = {}
-    for job in jobs:
-        if values(job, work) is not None:
-            groups.setdefault((job.objective, job.share), []).append(job)
+    groups: dict[tuple[str, float], list[Scored]] = {}
+    for model in scored:
+        groups.setdefault((model.job.objective, model.job.share), []).append(model)
     for (objective, share), members in sorted(groups.items(), key=lambda item: (item[0][1], item[0][0])):
-        rows = [values(job, work) or {} for job in members]
-        tokens = float(np.mean([outcome(job, work)["tokens"] for job in members]))
+        tokens = float(np.mean([model.tokens for model in members]))
         name = objective if share == 1 else f"{objective}, {share:g} x the budget"
-        cells = [spread([row[column] for row in rows]) for column in columns]
+        cells = [spread([model.mean[column] for model in members]) for column in columns]
         report.add(name, f"{tokens / 1e6:.1f} M", len(members), *cells)
     for row in published():
         cells = [
@@ -253,7 +271,7 @@ def extrapolate(
     return np.exp(middle), np.exp(middle - half), np.exp(middle + half)
 
 
-def curve(jobs: Sequence[Job], work: Path, out: Path) -> list[str]:
+def curve(models: Sequence[Scored], out: Path) -> list[str]:
     """FCD against training tokens with its extrapolation, as a figure; what it says, as lines."""
     import matplotlib
 
@@ -261,9 +279,9 @@ def curve(jobs: Sequence[Job], work: Path, out: Path) -> list[str]:
     import matplotlib.pyplot as plt
 
     scored = [
-        (job.objective, outcome(job, work)["tokens"], found["FCD/Test"])
-        for job in jobs
-        if job.seed == 0 and (found := values(job, work)) is not None and math.isfinite(found["FCD/Test"])
+        (model.job.objective, model.tokens, model.mean["FCD/Test"])
+        for model in models
+        if model.job.seed == 0 and math.isfinite(model.mean["FCD/Test"])
     ]
     if not scored:
         return []
@@ -307,12 +325,17 @@ def curve(jobs: Sequence[Job], work: Path, out: Path) -> list[str]:
     return notes
 
 
+def deciding(chosen: Any) -> dict[str, Any]:
+    """The settings that make models comparable."""
+    decides = ("width", "depth", "heads", "million", "batch", "rate", "precision", "n")
+    return {name: getattr(chosen, name) for name in decides}
+
+
 def stages(chosen: Any) -> list[Callable[[Job, Clock], bool]]:
     """What is done with every job, in order."""
     work = chosen.work
     core = CoreConfig(width=chosen.width, depth=chosen.depth, heads=chosen.heads)
-    decides = ("width", "depth", "heads", "million", "batch", "rate", "precision", "n")
-    same_or_new(work / "settings.json", {name: getattr(chosen, name) for name in decides})
+    same_or_new(work / "settings.json", deciding(chosen))
     data = None if chosen.quick else datasets.fetch("moses", data_dir=chosen.data or None, progress=True)
     if not (work / "tokens" / MANIFEST).is_file():
         consilience.tokenize(
@@ -358,19 +381,15 @@ def main() -> int:
     with ThreadPoolExecutor(chosen.jobs) as pool:
         done = list(pool.map(lambda job: all(stage(job, clock) for stage in work), jobs))
     whole = all(done)
+    out = RESULTS if chosen.out is None else chosen.out
     # All that was ever scored, not only what was asked for now.
-    scored = sorted(
-        (Job.of(path.stem) for path in (chosen.work / "scores").glob("*.json")), key=lambda job: job.name
-    )
-    if scored:
-        out = RESULTS if chosen.out is None else chosen.out
-        out.mkdir(parents=True, exist_ok=True)
+    if scored := scored_models(chosen.work, out, deciding(chosen)):
         notes = [
             f"Core: width {chosen.width}, {chosen.depth} layers, {chosen.heads} heads; Muon, peak learning rate "
             f"{chosen.rate:g}, at most {chosen.batch:,} tokens a step, {chosen.precision}. One budget of measured "
             f"operations for all objectives; {chosen.n:,} strings a seed, at temperature 1.",
         ]  # fmt: skip
-        table(scored, chosen.work, out, notes + curve(scored, chosen.work, out))
+        table(scored, out, notes + curve(scored, out))
     if not whole:
         print("the time is up; the same command goes on")
     return 0 if whole else STOPPED
