@@ -4,7 +4,7 @@ Every objective and seed trains the same core on 99% of the official training se
 held-out loss) for the same number of measured operations, writes 30,000 strings, and is scored on all columns beside
 the published rows. Shares of the budget (seed 0, each with a whole schedule of its own) give the curve of FCD against
 training tokens. Everything is kept in `--work`: what was stopped, also by `--minutes`, goes on with the same command.
-The scores of every model are added to `moses_models.json` in the folder of results, so that a machine without the
+The scores of every model are added to `moses_models.jsonl` in the folder of results, so that a machine without the
 models adds its rows to those that are there.
 
     python benchmarks/moses.py --minutes 120 --jobs 2
@@ -201,8 +201,9 @@ class Scored:
 
 def scored_models(work: Path, out: Path, settings: dict[str, Any]) -> list[Scored]:
     """Those of `work` and, with the same settings, those that `out` holds already; both are kept in `out`."""
-    kept = out / "moses_models.json"
-    found: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.is_file() else []
+    kept = out / "moses_models.jsonl"
+    lines = kept.read_text().splitlines() if kept.is_file() else []
+    found: list[dict[str, Any]] = [json.loads(line) for line in lines]
     for path in sorted((work / "scores").glob("*.json")):
         config = json.loads((work / "models" / path.stem / "config.json").read_text())
         row = {
@@ -216,7 +217,7 @@ def scored_models(work: Path, out: Path, settings: dict[str, Any]) -> list[Score
     found.sort(key=lambda row: row["name"])
     if found:
         out.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(found, indent=1) + "\n")
+        kept.write_text("".join(json.dumps(row) + "\n" for row in found))
     return [
         Scored(Job.of(row["name"]), row["tokens"], row["mean"])
         for row in found
