@@ -28,6 +28,7 @@ from consilience.core.view import View
 
 if TYPE_CHECKING:
     from consilience.core.model import FoundationModel
+    from consilience.core.network import Network
 
 Beside = Mapping[str, Any]
 """Modality -> n records of it, record i of the same object as sample i."""
@@ -36,9 +37,7 @@ ALONE = 0.25
 """Share of the steps that predict a modality without the other, unless something else is asked for."""
 
 
-def context_views(
-    model: "FoundationModel", views: Mapping[str, View], objective: Objective
-) -> dict[str, View]:
+def context_views(model: "Network", views: Mapping[str, View], objective: Objective) -> dict[str, View]:
     """Modality -> its uncorrupted view, of all that stands beside the tokens of these views."""
     found: dict[str, View] = {}
     for view in views.values():

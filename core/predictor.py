@@ -12,20 +12,20 @@ from consilience.core.transformer import KeyValueCache
 from consilience.core.view import View
 
 if TYPE_CHECKING:
-    from consilience.core.model import FoundationModel
+    from consilience.core.network import Network
 
 
 @dataclass(frozen=True)
 class DomainPredictor:
     """A model seen through one science; see `core.objectives.base.Predictor`."""
 
-    model: "FoundationModel"
+    model: "Network"
     domain: str
 
     @property
     def port(self) -> Port:
         """The embedder and heads of the science."""
-        return self.model._port(self.domain)
+        return self.model.port(self.domain)
 
     @property
     def spec(self) -> TokenSpec:
@@ -46,7 +46,7 @@ class DomainPredictor:
     def new_cache(self, tokens: TokenBatch) -> KeyValueCache | None:
         """An empty key-value cache; None where a pairwise bias would need more of a row than that."""
         context = tokens.context or {}
-        ports = [self.port, *map(self.model._port, context)]
+        ports = [self.port, *map(self.model.port, context)]
         if any(port.pair_bias is not None or port.distances is not None for port in ports):
             return None
         rows = tokens.width + sum(other.width + 1 for other in context.values())  # each after a start mark

@@ -187,9 +187,9 @@ def test_a_context_is_read_and_never_scored(objective, tools):
     assert found.tokens == alone.tokens and not torch.isclose(found.value, alone.value)
     model.zero_grad()
     found.value.backward()
-    heads = model._port("echo").heads.parameters()
+    heads = model.port("echo").heads.parameters()
     assert all(p.grad is None or not p.grad.any() for p in heads)
-    assert any(p.grad is not None and p.grad.any() for p in model._port("echo").embed.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in model.port("echo").embed.parameters())
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_neighbours_and_padding_change_nothing(objective, own, other, tools):
     model = FoundationModel(tools.tiny, {**parts[0].tokenizers, **parts[1].tokenizers}, objective).eval()
     tools.awaken(model)
     tokens = beside(tools.batch_of(own), {other: tools.batch_of(other, 9, (2, 6, 1, 5, 6))})
-    view, _ = objective.view(tokens, model._port(own).spec, seeded(2))
+    view, _ = objective.view(tokens, model.port(own).spec, seeded(2))
     whole = model.forward({own: view}).final
     assert whole.shape[1] == view.tokens.width
     for i in range(tokens.size):

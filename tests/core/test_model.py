@@ -195,9 +195,9 @@ def test_layers_and_attention_maps(tools):
         tokens = tools.batch_of(kind)
         with torch.no_grad():
             states = model.forward(
-                {kind: objective.observe(tokens, model._port(kind).spec)}, layers=True, attention=True
+                {kind: objective.observe(tokens, model.port(kind).spec)}, layers=True, attention=True
             )
-            plain = model.forward({kind: objective.observe(tokens, model._port(kind).spec)})
+            plain = model.forward({kind: objective.observe(tokens, model.port(kind).spec)})
         b, m, d = states.final.shape
         assert torch.equal(states.final, plain.final)
         assert plain.layers == ()
@@ -237,7 +237,7 @@ def test_modalities_see_one_another(objective, first, second, tools):
         losses[own].value.backward(retain_graph=True)
 
         def moved(name: str, part: str) -> bool:
-            parameters = getattr(model._port(name), part).parameters()
+            parameters = getattr(model.port(name), part).parameters()
             return any(p.grad is not None and bool(p.grad.any()) for p in parameters)
 
         assert moved(own, "heads")
@@ -251,7 +251,7 @@ def test_modalities_see_one_another(objective, first, second, tools):
 def test_each_head_reads_its_own_part(objective, first, second, tools):
     """Every sample alone, its modalities without padding between them, gives the same losses."""
     model, batches = two_ports(objective, (first, second), tools)
-    drawn = {name: objective.view(b, model._port(name).spec, tools.seeded(2)) for name, b in batches.items()}
+    drawn = {name: objective.view(b, model.port(name).spec, tools.seeded(2)) for name, b in batches.items()}
     together = model.forward({name: view for name, (view, _) in drawn.items()}).final
     widths = [view.tokens.width for view, _ in drawn.values()]
     parts = dict(zip(drawn, together.split(widths, dim=1)))
@@ -266,8 +266,8 @@ def test_each_head_reads_its_own_part(objective, first, second, tools):
 def test_modalities_must_share_a_pattern(tools):
     model, batches = two_ports(Masked(), ("ids", "values"), tools)
     views = {
-        "ids": Masked().observe(batches["ids"], model._port("ids").spec),
-        "values": NextToken().observe(batches["values"], model._port("values").spec),
+        "ids": Masked().observe(batches["ids"], model.port("ids").spec),
+        "values": NextToken().observe(batches["values"], model.port("values").spec),
     }
     with pytest.raises(ConsilienceError, match="must share the pattern of attention"):
         model.forward(views)
@@ -283,7 +283,7 @@ def test_every_science_trains_the_same_core(tools):
         model.loss({name: source.tokens(64, tools.seeded())}, tools.seeded(1))[name].value.backward()
         assert all(p.grad is not None and bool(p.grad.any()) for p in model.core.parameters())
         for other in sources:
-            touched = any(p.grad is not None and bool(p.grad.any()) for p in model._port(other).parameters())
+            touched = any(p.grad is not None and bool(p.grad.any()) for p in model.port(other).parameters())
             assert touched == (other == name)
 
 
@@ -352,7 +352,7 @@ def test_distances_alone_make_embeddings_invariant(tools):
     spec = TokenSpec(name="t", vocabulary=4, coordinates=3, position_encoding="none", pairwise_bias=True)
     for objective in (Masked(), NextToken()):
         model = tools.model_of(spec, objective)
-        tools.awaken(model._port("t").pair_bias, 1, scale=5.0)
+        tools.awaken(model.port("t").pair_bias, 1, scale=5.0)
         places = torch.randn(3, 6, 3, generator=tools.seeded())
         tokens = TokenBatch(
             length=torch.tensor([6, 4, 5]),
